@@ -1,0 +1,153 @@
+//! What the REST interface shows: nodes, pods, events, logs, errors; and its paths.
+
+use crate::record::WorkloadId;
+use crate::shim::{ContainerState, Phase};
+use beemesh_ids::{NodeName, PeerId};
+use serde::{Deserialize, Serialize};
+
+/// How far a node's identity can be believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Assurance {
+    /// The key lies in a file: no TPM, or admission without a person.
+    Low,
+    /// The key is sealed in the machine's TPM.
+    Tpm,
+}
+
+/// A member of the cell, as the answering node sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Name.
+    pub name: NodeName,
+    /// Peer id.
+    pub peer_id: PeerId,
+    /// Liveness as SWIM sees it.
+    pub status: NodeStatus,
+    /// Assurance.
+    pub assurance: Assurance,
+    /// Addresses of the node, as `ip:port`, `ip` or multiaddr text.
+    pub addresses: Vec<String>,
+    /// Version of the OS.
+    pub version: String,
+    /// Pods it holds.
+    pub pods: u32,
+    /// Milliseconds from PID 1's first line to membership, as the node measured; `None` while unknown.
+    pub joined_after_ms: Option<u64>,
+}
+
+/// Liveness of a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeStatus {
+    /// Answers.
+    Ready,
+    /// Does not answer, not yet declared dead.
+    Suspect,
+    /// Declared dead.
+    Down,
+}
+
+/// One pod: one ordinal of one workload on one node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PodView {
+    /// Workload.
+    pub workload: WorkloadId,
+    /// Ordinal.
+    pub ordinal: u32,
+    /// Pod name.
+    pub name: String,
+    /// Id of this copy (a ULID); `None` while it is not placed.
+    pub pod_id: Option<String>,
+    /// Holder; `None` while it is not placed.
+    pub node: Option<NodeName>,
+    /// Phase.
+    pub phase: Phase,
+    /// All containers run.
+    pub ready: bool,
+    /// Address in the pod network of its node.
+    pub ip: Option<String>,
+    /// Published ports: node port -> container port.
+    pub ports: Vec<(u16, u16)>,
+    /// Containers.
+    pub containers: Vec<ContainerState>,
+    /// Milliseconds from accepted change to running container process, as the holder measured.
+    pub start_ms: Option<u64>,
+    /// Why it is not running, in words.
+    pub reason: Option<String>,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EventView {
+    /// Sequence number on the node that answers, rising.
+    pub seq: u64,
+    /// Milliseconds since the Unix epoch by the node's clock.
+    pub at_ms: u64,
+    /// Node that saw it.
+    pub node: NodeName,
+    /// CamelCase reason, e.g. `Joined`, `PodStarted`, `NodeDown`, `PackRefused`.
+    pub reason: String,
+    /// What it is about: `node/<name>`, `pod/<name>`, `pack`.
+    pub object: String,
+    /// A sentence.
+    pub message: String,
+}
+
+/// A line of a container's output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// RFC 3339 with nanoseconds, UTC.
+    pub time: String,
+    /// `stdout` or `stderr`.
+    pub stream: String,
+    /// The line without its end.
+    pub line: String,
+}
+
+/// The body of every error answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What, where and what to do.
+    pub error: String,
+}
+
+/// Paths of the REST interface. Lists answer with JSON arrays of the views, streams with one JSON document a line.
+pub mod path {
+    /// GET: this node and its fabric ([`super::NodeView`] of itself is the first entry of [`NODES`]).
+    pub const NODES: &str = "/v1/nodes";
+    /// GET: all pods of the fabric.
+    pub const PODS: &str = "/v1/pods";
+    /// POST: a DSSE envelope around a [`crate::record::Change`]; 202 with `{"accepted": true}`.
+    pub const CHANGES: &str = "/v1/changes";
+    /// GET: events; `?follow=true` streams.
+    pub const EVENTS: &str = "/v1/events";
+    /// GET `…/{namespace}/{pod}/{container}`: logs; `?follow=true&tail=N`. Answered by the holder, others forward.
+    pub const LOGS: &str = "/v1/logs";
+    /// POST `…/{namespace}/{pod}/{container}`: [`super::ExecRequest`] -> [`super::ExecReply`].
+    pub const EXEC: &str = "/v1/exec";
+    /// GET: images of this node. POST: import an OCI archive (body: tar), needs an operator.
+    pub const IMAGES: &str = "/v1/images";
+}
+
+/// A command to run in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// Program and arguments; not empty.
+    pub argv: Vec<String>,
+    /// Base64 of standard input, at most 1 MiB.
+    #[serde(default)]
+    pub stdin: String,
+}
+
+/// What the command left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecReply {
+    /// Exit code; 128 + signal.
+    pub code: i32,
+    /// Base64 of standard output, at most 8 MiB.
+    pub stdout: String,
+    /// Base64 of standard error, at most 8 MiB.
+    pub stderr: String,
+    /// Output was cut at the bound.
+    pub truncated: bool,
+}

@@ -1,0 +1,1 @@
+//! Node key, root chain, membership and operator credentials.

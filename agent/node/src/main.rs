@@ -1,0 +1,2 @@
+//! The agent: wires identity, fabric, scheduler, runtime and the REST server.
+fn main() {}

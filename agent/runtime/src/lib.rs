@@ -1,0 +1,1 @@
+//! Images, snapshots, pods, pod network and logs.

@@ -1,0 +1,1 @@
+//! Cell membership, placement, grants and healing as a pure state machine.

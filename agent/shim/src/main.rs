@@ -1,0 +1,2 @@
+//! Holds one pod: namespaces, log pipes and exit codes.
+fn main() {}

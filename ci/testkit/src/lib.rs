@@ -1,0 +1,1 @@
+//! QEMU machines, a virtual switch and fault plans as Rust types.

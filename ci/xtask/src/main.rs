@@ -1,0 +1,2 @@
+//! cargo xtask setup | check | test | demo.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Assembles a unified kernel image: sections to PE bytes.

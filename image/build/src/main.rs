@@ -1,0 +1,2 @@
+//! Builds the OS image from packages.lock and our binaries.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Disk layout: GPT plan, partition labels, file systems.

@@ -1,0 +1,121 @@
+//! What init and the rest of the system agree on: paths, documents, environment.
+//!
+//! Init knows nothing of the agent but that it is a service; the agent knows nothing of init but this crate.
+
+use serde::{Deserialize, Serialize};
+
+/// Paths that exist in a running system.
+pub mod path {
+    /// Where the state volume is mounted. Everything else writable is RAM.
+    pub const STATE: &str = "/var/lib/beemesh";
+    /// Runtime directory (tmpfs).
+    pub const RUN: &str = "/run/beemesh";
+    /// A stick whose file system is labelled `BEEMESHJOIN` is mounted here, read-only, for as long as it is present.
+    pub const STICK: &str = "/run/beemesh/stick";
+    /// Written by init (atomic rename) whenever a stick comes or goes: [`super::StickStatus`] as JSON.
+    pub const STICK_STATUS: &str = "/run/beemesh/stick.json";
+    /// Written by the agent (atomic rename): [`super::NetworkConfig`] as JSON. `beemesh-net` applies each new content.
+    pub const NETWORK: &str = "/run/beemesh/network.json";
+    /// Written by `beemesh-net` (atomic rename): [`super::NetworkStatus`] as JSON.
+    pub const NETWORK_STATUS: &str = "/run/beemesh/network-status.json";
+    /// Written by `beemesh-unlock`: [`super::StateStatus`] as JSON.
+    pub const STATE_STATUS: &str = "/run/beemesh/state.json";
+    /// Written by init when it starts: milliseconds on CLOCK_BOOTTIME of PID 1's first line, decimal.
+    pub const BOOT_STARTED: &str = "/run/beemesh/boot-started-ms";
+    /// A request to power off or reboot: whoever can write here (root) writes `poweroff` or `reboot` (atomic rename).
+    pub const SHUTDOWN: &str = "/run/beemesh/shutdown";
+    /// The agent's REST socket.
+    pub const AGENT_SOCKET: &str = "/run/beemesh/agent.sock";
+    /// Lines written to this FIFO appear on every console, at most 400 bytes each.
+    pub const CONSOLE: &str = "/run/beemesh/console";
+}
+
+/// Label of the FAT file system that holds a join pack.
+pub const JOIN_LABEL: &str = "BEEMESHJOIN";
+/// Label of the state volume's file system and GPT partition name.
+pub const STATE_LABEL: &str = "BEEMESHSTATE";
+
+/// A stick came or went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StickStatus {
+    /// Rises by one for each change: the same stick put in again is a new event.
+    pub generation: u64,
+    /// The block device, e.g. `/dev/sdb2`, while it is mounted at [`path::STICK`].
+    pub device: Option<String>,
+}
+
+/// The network that a node should have. Links that no entry names are configured by DHCP where `dhcp_others` is set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkConfig {
+    /// Settings per link, at most 64.
+    #[serde(default)]
+    pub links: Vec<LinkConfig>,
+    /// Run DHCPv4 on every other Ethernet link.
+    #[serde(default = "yes")]
+    pub dhcp_others: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Default for NetworkConfig {
+    /// DHCPv4 on every Ethernet link.
+    fn default() -> Self {
+        Self { links: Vec::new(), dhcp_others: true }
+    }
+}
+
+/// One link, chosen by its MAC address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinkConfig {
+    /// MAC address, lower case, `aa:bb:cc:dd:ee:ff`.
+    pub mac: String,
+    /// DHCPv4 instead of static addresses.
+    #[serde(default)]
+    pub dhcp: bool,
+    /// Static addresses in CIDR notation, e.g. `10.77.0.11/24`.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    /// IPv4 default gateway.
+    #[serde(default)]
+    pub gateway: Option<String>,
+    /// DNS servers.
+    #[serde(default)]
+    pub dns: Vec<String>,
+}
+
+/// What `beemesh-net` made of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkStatus {
+    /// Links with at least one address.
+    pub links: Vec<LinkStatus>,
+}
+
+/// One link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// Interface name.
+    pub name: String,
+    /// MAC address.
+    pub mac: String,
+    /// Addresses in CIDR notation.
+    pub addresses: Vec<String>,
+    /// `static`, `dhcp` or `link-local`.
+    pub source: String,
+    /// What went wrong, in words.
+    pub error: Option<String>,
+}
+
+/// The state volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateStatus {
+    /// Block device; `None`: the state lies in RAM and is gone after a reboot.
+    pub device: Option<String>,
+    /// LUKS2 with a key sealed in the TPM.
+    pub encrypted: bool,
+    /// A sentence for the console.
+    pub message: String,
+}

@@ -1,0 +1,1 @@
+//! Boot phases, services, shutdown, mount and device plans as pure state machines.

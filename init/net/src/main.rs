@@ -1,0 +1,2 @@
+//! Links, addresses, DHCP and DNS.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Finds, makes, unlocks and mounts the state volume.
+fn main() {}

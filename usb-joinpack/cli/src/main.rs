@@ -1,0 +1,2 @@
+//! Makes fabrics and join packs, offline.
+fn main() {}

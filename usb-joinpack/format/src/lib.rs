@@ -1,0 +1,1 @@
+//! The join pack: signed documents, bounded parsing, verification.
