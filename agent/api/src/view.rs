@@ -2,7 +2,7 @@
 
 use crate::record::WorkloadId;
 use crate::shim::{ContainerState, Phase};
-use beemesh_ids::{NodeName, PeerId};
+use beemesh_ids::{Digest, NodeName, PeerId};
 use serde::{Deserialize, Serialize};
 
 /// How far a node's identity can be believed.
@@ -104,6 +104,17 @@ pub struct LogLine {
     pub line: String,
 }
 
+/// An image in the answering node's store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageView {
+    /// Reference as pods name it, e.g. `nginx:1.22`.
+    pub name: String,
+    /// Digest of the image's manifest.
+    pub digest: Digest,
+    /// Bytes of its blobs, manifest and configuration included.
+    pub size: u64,
+}
+
 /// The body of every error answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
@@ -125,7 +136,8 @@ pub mod path {
     pub const LOGS: &str = "/v1/logs";
     /// POST `…/{namespace}/{pod}/{container}`: [`super::ExecRequest`] -> [`super::ExecReply`].
     pub const EXEC: &str = "/v1/exec";
-    /// GET: images of this node. POST: import an OCI archive (body: tar), needs an operator.
+    /// GET: images of this node ([`super::ImageView`]). POST: import an OCI archive (body: tar), needs an operator;
+    /// answers with the array of the imported images.
     pub const IMAGES: &str = "/v1/images";
 }
 
