@@ -3,10 +3,17 @@
 //! Pure: nothing here opens a file or a socket or reads a clock. The manifest language is Kubernetes' (a stated
 //! subset, see `SPEC.md`); what is outside it is refused with an error that names the field.
 
+mod check;
+mod document;
+mod fault;
+mod locate;
 pub mod manifest;
+pub mod quantity;
 pub mod record;
 pub mod shim;
 pub mod view;
 
-pub use manifest::{Manifest, ManifestError, PodSpec, parse_manifests};
+pub use manifest::{
+    Manifest, ManifestError, ManifestFault, PodSpec, check_workload, parse_manifests, to_yaml,
+};
 pub use record::{Change, WorkloadId, WorkloadKind, WorkloadSpec};

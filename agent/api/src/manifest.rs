@@ -1,6 +1,12 @@
 //! The manifest subset: Kubernetes `v1` Pod and `apps/v1` Deployment.
 //!
 //! Field names, defaults and meaning are Kubernetes'. Unknown and unsupported fields are errors that name their path.
+//! Here are the types alone: `document.rs` reads texts, `check.rs` says which values are allowed.
+
+pub use crate::check::check_workload;
+pub use crate::document::{MAX_DOCUMENTS, MAX_SIZE, Manifest, parse_manifests, to_yaml};
+pub use crate::fault::{ManifestError, ManifestFault};
+pub use crate::quantity::{cpu, memory};
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -27,6 +33,27 @@ pub struct PodSpec {
 
 fn default_grace() -> u32 {
     30
+}
+
+impl PodSpec {
+    /// What placement reserves for one such pod: (millicores, bytes), the sum over its containers.
+    pub fn reserved(&self) -> (u64, u64) {
+        self.containers.iter().fold((0, 0), |(cpu, memory), container| {
+            let (requests, limits) = (&container.resources.requests, &container.resources.limits);
+            (
+                cpu.saturating_add(requests.cpu.or(limits.cpu).unwrap_or(0)),
+                memory.saturating_add(requests.memory.or(limits.memory).unwrap_or(0)),
+            )
+        })
+    }
+
+    /// The ports that it takes on the node.
+    pub fn host_ports(&self) -> impl Iterator<Item = u16> + '_ {
+        self.containers
+            .iter()
+            .flat_map(|container| &container.ports)
+            .filter_map(|port| port.host_port)
+    }
 }
 
 /// Kubernetes' `restartPolicy`.
@@ -65,7 +92,7 @@ pub struct Container {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<ContainerPort>,
     /// Requests and limits.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Resources::is_empty")]
     pub resources: Resources,
 }
 
@@ -118,15 +145,29 @@ pub struct Resources {
     pub limits: Quantities,
 }
 
+impl Resources {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// cpu and memory in Kubernetes' notation (`250m`, `64Mi`), parsed to millicores and bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quantities {
     /// Millicores.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::manifest::cpu")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        with = "crate::manifest::cpu"
+    )]
     pub cpu: Option<u64>,
     /// Bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::manifest::memory")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        with = "crate::manifest::memory"
+    )]
     pub memory: Option<u64>,
     /// Processes and threads; not in Kubernetes, where the kubelet sets it.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "beemesh.org/pids")]
