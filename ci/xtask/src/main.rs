@@ -1,2 +1,77 @@
-//! cargo xtask setup | check | test | demo.
-fn main() {}
+//! `cargo xtask`: the commands of a developer's day.
+//!
+//! Each is a list of steps that run programs people know (cargo, apt-get, qemu). What a step needs, `setup` installs;
+//! nothing here knows how the product works.
+
+mod build;
+mod check;
+mod layering;
+mod run;
+mod setup;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Set up, build, check, test and show Beemesh OS")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install the Debian packages and cargo tools that building and testing need
+    Setup,
+    /// Build every binary and the OS image (target/image)
+    Build,
+    /// Format, lints, licences and layering, without running tests
+    Check,
+    /// Everything: check, unit and property tests, guests, stories; ends with `N passed, N failed`
+    Test {
+        /// Only the steps whose name contains this text
+        #[arg(long)]
+        only: Option<String>,
+    },
+    /// Boot three machines from a stick, deploy nginx, kill one machine, watch it heal
+    Demo {
+        /// Machines to boot (2 to 9)
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=9))]
+        nodes: u8,
+        /// Leave the fabric running and print the bmctl line to use
+        #[arg(long)]
+        keep: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Setup => setup::setup(),
+        Command::Build => build::build(),
+        Command::Check => check::check(),
+        Command::Test { only } => test::test(only.as_deref()),
+        Command::Demo { nodes, keep } => demo(nodes, keep),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn demo(nodes: u8, keep: bool) -> Result<ExitCode> {
+    let code = build::build()?;
+    if code != ExitCode::SUCCESS {
+        return Ok(code);
+    }
+    let mut arguments = vec!["--nodes".to_owned(), nodes.to_string()];
+    if keep {
+        arguments.push("--keep".to_owned());
+    }
+    run::step("demo", run::command("target/release/demo").args(arguments))?;
+    Ok(ExitCode::SUCCESS)
+}
