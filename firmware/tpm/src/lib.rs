@@ -1,1 +1,165 @@
-//! Seals and unseals secrets in a TPM 2.0, with a software fallback.
+//! Seals small secrets so that only this machine, in this firmware state, gets them back.
+//!
+//! [`DeviceTpm`] binds a secret to a TPM 2.0 and to PCR 7 (Secure Boot state); [`SoftwareTpm`] stands in where there
+//! is no TPM and protects nothing; [`FakeTpm`] is for tests. Nothing here decides what a secret is for, stores a blob,
+//! or falls back silently: a TPM that is present and fails is an error, and the [`Kind`] is visible to every caller.
+//!
+//! Invariant: a blob that one of them made is either opened to the same bytes or refused with the reason.
+
+mod blob;
+mod device;
+mod fake;
+mod software;
+
+pub use device::DeviceTpm;
+pub use fake::FakeTpm;
+pub use software::SoftwareTpm;
+pub use zeroize::Zeroizing;
+
+use std::{fmt, path::Path};
+
+/// The kernel's resource-managed TPM 2.0 device.
+pub const DEVICE: &str = "/dev/tpmrm0";
+
+/// Longest secret that can be sealed, in bytes (TPM 2.0 Library, part 2, `MAX_SYM_DATA`).
+pub const MAX_SECRET: usize = 128;
+
+/// Longest sealed blob that is read, in bytes.
+pub const MAX_BLOB: usize = 4096;
+
+/// What stands behind a [`Tpm`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A TPM 2.0: the blob is useless on any other machine.
+    Device,
+    /// No TPM: the blob is the secret itself. Whoever copies the file has it.
+    Software,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Device => "tpm",
+            Kind::Software => "software",
+        })
+    }
+}
+
+/// The capability to bind secrets to this machine.
+pub trait Tpm: Send + Sync {
+    /// Whether a real TPM does the work.
+    fn kind(&self) -> Kind;
+
+    /// Seals `secret` (1 to [`MAX_SECRET`] bytes) to this machine and its present Secure Boot state.
+    /// The blob is at most [`MAX_BLOB`] bytes and may be stored anywhere.
+    ///
+    /// # Errors
+    /// A secret of another length; a TPM that cannot be reached or refuses a command.
+    fn seal(&self, secret: &[u8]) -> Result<Vec<u8>, TpmError>;
+
+    /// Gives back what [`Tpm::seal`] was given.
+    ///
+    /// # Errors
+    /// [`TpmError::Foreign`] for a blob of another machine, [`TpmError::StateChanged`] when Secure Boot differs from
+    /// the time of sealing, [`TpmError::OtherKind`] when the blob was made with a TPM and there is none, or the reverse.
+    fn unseal(&self, blob: &[u8]) -> Result<Zeroizing<Vec<u8>>, TpmError>;
+}
+
+/// Why a secret was not sealed or unsealed.
+#[derive(Debug, thiserror::Error)]
+pub enum TpmError {
+    /// The secret is empty or longer than [`MAX_SECRET`].
+    #[error("cannot seal a secret of {len} bytes: 1 to {MAX_SECRET} bytes are possible")]
+    SecretLength {
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// Not a sealed blob at all.
+    #[error("the sealed blob is damaged: {what}")]
+    Malformed {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Sealed with a TPM and there is none now, or the reverse.
+    #[error("the blob was sealed by `{sealed_by}`, but this machine now offers `{present}`")]
+    OtherKind {
+        /// What made the blob.
+        sealed_by: &'static str,
+        /// What is here.
+        present: &'static str,
+    },
+    /// Sealed by the TPM of another machine, or this TPM was cleared since.
+    #[error("the blob was sealed by the tpm of another machine, or this tpm was cleared since")]
+    Foreign,
+    /// PCR 7 differs from the time of sealing.
+    #[error(
+        "the secure boot settings of this machine changed since the blob was sealed: restore them in the firmware set-up"
+    )]
+    StateChanged,
+    /// The TPM cannot be opened.
+    #[error("failed to open the tpm at `{tcti}`")]
+    Unavailable {
+        /// Where it was looked for (a TCTI name and configuration).
+        tcti: String,
+        /// The answer of the TPM software stack.
+        #[source]
+        source: tss_esapi::Error,
+    },
+    /// The TPM refused a command.
+    #[error("the tpm refused the command `{command}`")]
+    Command {
+        /// The command's name in the TPM 2.0 Library specification, part 3.
+        command: &'static str,
+        /// Its answer.
+        #[source]
+        source: tss_esapi::Error,
+    },
+}
+
+/// The machine's TPM if the kernel offers [`DEVICE`], otherwise [`SoftwareTpm`]. Opens nothing yet: a TPM that is
+/// present and broken shows itself at the first use, and is never replaced by software.
+pub fn open() -> Box<dyn Tpm> {
+    open_at(Path::new(DEVICE))
+}
+
+/// As [`open`], for a device node at `path`.
+pub fn open_at(path: &Path) -> Box<dyn Tpm> {
+    if path.exists() {
+        Box::new(DeviceTpm::at(path))
+    } else {
+        tracing::warn!(device = %path.display(), "no tpm: secrets of this machine can be copied with its disk");
+        Box::new(SoftwareTpm)
+    }
+}
+
+fn check_secret(secret: &[u8]) -> Result<(), TpmError> {
+    if secret.is_empty() || secret.len() > MAX_SECRET {
+        return Err(TpmError::SecretLength { len: secret.len() });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_without_a_tpm_gets_the_software_kind() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(open_at(&folder.path().join("tpmrm0")).kind(), Kind::Software);
+    }
+
+    #[test]
+    fn a_tpm_that_is_present_and_broken_is_an_error_and_not_replaced_by_software() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tpmrm0");
+        std::fs::write(&path, b"not a device").unwrap();
+        let tpm = open_at(&path);
+        assert_eq!(tpm.kind(), Kind::Device);
+        let error = tpm.seal(b"secret").unwrap_err();
+        assert!(
+            matches!(error, TpmError::Unavailable { .. } | TpmError::Command { .. }),
+            "{error}"
+        );
+    }
+}

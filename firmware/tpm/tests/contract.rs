@@ -1,0 +1,257 @@
+//! One contract, run over the fake and over a real TPM 2.0 implementation (swtpm), with tpm2-tools as the oracle.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use beemesh_firmware_tpm::{DeviceTpm, FakeTpm, Kind, MAX_SECRET, SoftwareTpm, Tpm, TpmError};
+use std::{
+    net::TcpListener,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// A machine whose TPM the contract can mistreat.
+trait Machine {
+    fn tpm(&self) -> &dyn Tpm;
+    fn reboot(&mut self);
+    /// Reboots with other Secure Boot settings.
+    fn change_secure_boot(&mut self);
+}
+
+struct FakeMachine {
+    chip: u64,
+    tpm: FakeTpm,
+}
+
+impl FakeMachine {
+    fn new(chip: u64) -> Self {
+        Self {
+            chip,
+            tpm: FakeTpm::new(chip),
+        }
+    }
+}
+
+impl Machine for FakeMachine {
+    fn tpm(&self) -> &dyn Tpm {
+        &self.tpm
+    }
+    fn reboot(&mut self) {
+        self.tpm = FakeTpm::new(self.chip);
+    }
+    fn change_secure_boot(&mut self) {
+        self.tpm.change_state();
+    }
+}
+
+struct SwtpmMachine {
+    state: tempfile::TempDir,
+    process: Child,
+    tcti: String,
+    tpm: DeviceTpm,
+}
+
+impl SwtpmMachine {
+    fn new() -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let (process, tcti) = start_swtpm(&state);
+        let tpm = DeviceTpm::with_tcti(tcti.clone());
+        Self {
+            state,
+            process,
+            tcti,
+            tpm,
+        }
+    }
+
+    fn stop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+impl Drop for SwtpmMachine {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Machine for SwtpmMachine {
+    fn tpm(&self) -> &dyn Tpm {
+        &self.tpm
+    }
+    fn reboot(&mut self) {
+        self.stop();
+        (self.process, self.tcti) = start_swtpm(&self.state);
+        self.tpm = DeviceTpm::with_tcti(self.tcti.clone());
+    }
+    fn change_secure_boot(&mut self) {
+        let extend = format!("7:sha256={}", "ab".repeat(32));
+        tpm2_tool(&self.tcti, &["tpm2_pcrextend", &extend]);
+    }
+}
+
+/// swtpm wants two neighbouring ports: one for commands, the next for control.
+fn start_swtpm(state: &tempfile::TempDir) -> (Child, String) {
+    for _ in 0..20 {
+        let port = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        if port == u16::MAX || TcpListener::bind(("127.0.0.1", port + 1)).is_err() {
+            continue;
+        }
+        let mut process = Command::new("swtpm")
+            .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
+            .args(["--tpmstate", &format!("dir={}", state.path().display())])
+            .args(["--server", &format!("type=tcp,bindaddr=127.0.0.1,port={port}")])
+            .args([
+                "--ctrl",
+                &format!("type=tcp,bindaddr=127.0.0.1,port={}", port + 1),
+            ])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("these tests need `swtpm`: apt-get install swtpm tpm2-tools libtss2-tcti-swtpm0");
+        let tcti = format!("swtpm:host=127.0.0.1,port={port}");
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(10) {
+            if process.try_wait().unwrap().is_some() {
+                break; // somebody took the port in between
+            }
+            // Only the control port is probed: a probe of the other one would be a client.
+            if std::net::TcpStream::connect(("127.0.0.1", port + 1)).is_ok() {
+                return (process, tcti);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = process.kill();
+        let _ = process.wait();
+    }
+    panic!("swtpm did not start in 20 attempts");
+}
+
+fn tpm2_tool(tcti: &str, arguments: &[&str]) -> String {
+    let output = Command::new(arguments[0])
+        .args(&arguments[1..])
+        .args(["-T", tcti])
+        .output()
+        .expect("these tests need tpm2-tools: apt-get install tpm2-tools");
+    assert!(
+        output.status.success(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn contract(mut machine: impl Machine, other: impl Machine) {
+    let secret: Vec<u8> = (0..MAX_SECRET as u8).collect();
+    let blob = machine.tpm().seal(&secret).unwrap();
+    assert!(blob.len() <= beemesh_firmware_tpm::MAX_BLOB);
+
+    // What goes in comes out, the longest secret and the shortest, again after a reboot.
+    assert_eq!(*machine.tpm().unseal(&blob).unwrap(), secret);
+    let short = machine.tpm().seal(&[7]).unwrap();
+    assert_eq!(*machine.tpm().unseal(&short).unwrap(), vec![7]);
+    machine.reboot();
+    assert_eq!(*machine.tpm().unseal(&blob).unwrap(), secret);
+
+    // Bounds.
+    for wrong in [vec![], vec![0; MAX_SECRET + 1]] {
+        assert!(matches!(
+            machine.tpm().seal(&wrong),
+            Err(TpmError::SecretLength { .. })
+        ));
+    }
+
+    // A blob of another TPM, of no TPM, and a damaged one.
+    let foreign = other.tpm().unseal(&blob).unwrap_err();
+    assert!(matches!(foreign, TpmError::Foreign), "{foreign:?}");
+    let plain = SoftwareTpm.seal(&secret).unwrap();
+    assert!(matches!(
+        machine.tpm().unseal(&plain),
+        Err(TpmError::OtherKind { .. })
+    ));
+    assert!(matches!(
+        SoftwareTpm.unseal(&blob),
+        Err(TpmError::OtherKind { .. })
+    ));
+    assert!(matches!(
+        machine.tpm().unseal(b"{}"),
+        Err(TpmError::Malformed { .. })
+    ));
+
+    // Changed Secure Boot settings refuse the old blob and seal a new one.
+    machine.change_secure_boot();
+    let changed = machine.tpm().unseal(&blob).unwrap_err();
+    assert!(matches!(changed, TpmError::StateChanged), "{changed:?}");
+    let fresh = machine.tpm().seal(&secret).unwrap();
+    assert_eq!(*machine.tpm().unseal(&fresh).unwrap(), secret);
+}
+
+#[test]
+fn the_fake_keeps_the_contract() {
+    contract(FakeMachine::new(1), FakeMachine::new(2));
+}
+
+#[test]
+fn a_tpm_2_keeps_the_contract() {
+    contract(SwtpmMachine::new(), SwtpmMachine::new());
+}
+
+#[test]
+fn a_flipped_bit_in_the_private_part_is_refused_by_the_tpm() {
+    let machine = SwtpmMachine::new();
+    let blob = machine.tpm.seal(b"secret").unwrap();
+    let mut json: serde_json::Value = serde_json::from_slice(&blob).unwrap();
+    let private = json["private"].as_str().unwrap().to_owned();
+    let flipped = if private.as_bytes()[60] == b'A' { "B" } else { "A" };
+    json["private"] = format!("{}{flipped}{}", &private[..60], &private[61..]).into();
+    let error = machine
+        .tpm
+        .unseal(&serde_json::to_vec(&json).unwrap())
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            TpmError::Foreign | TpmError::Command { command: "Load", .. }
+        ),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn nothing_stays_in_the_tpm_after_seal_and_unseal() {
+    let machine = SwtpmMachine::new();
+    for _ in 0..10 {
+        let blob = machine.tpm.seal(b"secret").unwrap();
+        machine.tpm.unseal(&blob).unwrap();
+    }
+    for handles in [
+        "handles-transient",
+        "handles-loaded-session",
+        "handles-saved-session",
+        "handles-persistent",
+    ] {
+        assert_eq!(
+            tpm2_tool(&machine.tcti, &["tpm2_getcap", handles]).trim(),
+            "",
+            "{handles}"
+        );
+    }
+}
+
+#[test]
+fn the_secret_is_not_in_the_blob_of_a_tpm() {
+    let machine = SwtpmMachine::new();
+    let secret = [0x5a; 32];
+    let blob = machine.tpm.seal(&secret).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&blob).unwrap();
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    for part in ["public", "private"] {
+        let bytes = STANDARD.decode(json[part].as_str().unwrap()).unwrap();
+        assert!(!bytes.windows(8).any(|window| window == &secret[..8]), "{part}");
+    }
+    assert_eq!(machine.tpm.kind(), Kind::Device);
+}
