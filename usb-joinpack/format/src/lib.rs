@@ -1,1 +1,36 @@
-//! The join pack: signed documents, bounded parsing, verification.
+//! The join pack: signed documents, bounded parsing, verification. `SPEC.md` beside this crate is the normative text.
+//!
+//! Pure: no file, socket, clock or randomness. Callers bring bytes, keys and the time.
+//! Invariants: nothing of a pack can be read before its signatures are verified ([`Pack<Unverified>`](Pack) has no
+//! accessors); every count and length is bounded by [`limits`]; whatever is wrong is a [`Refusal`] and never a panic.
+
+mod blob;
+pub mod dsse;
+mod key;
+pub mod limits;
+mod manifest;
+mod membership;
+mod operator;
+mod pack;
+mod receipt;
+mod refusal;
+mod root;
+mod time;
+mod validate;
+mod voucher;
+
+pub use blob::{BlobCheck, blob_path};
+pub use dsse::Envelope;
+pub use key::{KeyId, PublicKey, SecretKey};
+pub use limits::MANIFEST_LIMIT;
+pub use manifest::{
+    ImageEntry, MANIFEST_PAYLOAD_TYPE, Manifest, NodeEntry, NodeNetwork, PackVoucher, StatePolicy,
+};
+pub use membership::{Assurance, Member, Membership, REDEMPTION_PAYLOAD_TYPE, Redemption};
+pub use operator::OperatorContext;
+pub use pack::{Pack, Unverified, Verified};
+pub use receipt::{Outcome, Proof, RECEIPT_PAYLOAD_TYPE, Receipt};
+pub use refusal::Refusal;
+pub use root::{ROOT_PAYLOAD_TYPE, Role, RoleKeys, RoleSpec, Root, RootChain};
+pub use time::Timestamp;
+pub use voucher::{Admission, VOUCHER_PAYLOAD_TYPE, Voucher};

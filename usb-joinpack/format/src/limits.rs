@@ -1,0 +1,46 @@
+//! Every bound of the format, in one place. `SPEC.md`, section "Limits", repeats them.
+//!
+//! A reader stops at `limit + 1` bytes: whatever is longer is refused without reading it.
+
+/// Length of `joinpack.json` in bytes.
+pub const MANIFEST_LIMIT: usize = 4 * 1024 * 1024;
+/// Length of a membership credential in bytes.
+pub const MEMBERSHIP_LIMIT: usize = 16 * 1024;
+/// Length of a receipt file in bytes.
+pub const RECEIPT_LIMIT: usize = 16 * 1024;
+/// Length of an operator context file in bytes.
+pub const OPERATOR_LIMIT: usize = 4 * 1024 * 1024;
+/// Length of one root, voucher or redemption payload in bytes.
+pub const DOCUMENT_LIMIT: usize = 64 * 1024;
+/// Signatures in one envelope.
+pub const SIGNATURES: usize = 32;
+/// Length of an envelope's payload type in bytes.
+pub const PAYLOAD_TYPE: usize = 128;
+/// Root documents in a chain.
+pub const ROOTS: usize = 1024;
+/// Keys in a root document.
+pub const KEYS: usize = 64;
+/// Nodes in a manifest: the largest cell.
+pub const NODES: usize = 512;
+/// Vouchers in a manifest.
+pub const VOUCHERS: usize = 512;
+/// Peers in a manifest.
+pub const PEERS: usize = 64;
+/// Images in a manifest.
+pub const IMAGES: usize = 64;
+/// Blobs in a manifest.
+pub const BLOBS: usize = 4096;
+/// Size of one blob in bytes: 1 TiB.
+pub const BLOB_SIZE: u64 = 1 << 40;
+/// Length of an image name in bytes.
+pub const IMAGE_NAME: usize = 255;
+/// Length of a cell name or a fabric name in bytes (a DNS label, RFC 1123).
+pub const LABEL: usize = 63;
+/// Static addresses of one node.
+pub const ADDRESSES: usize = 16;
+/// DNS servers of one node.
+pub const DNS_SERVERS: usize = 8;
+/// Paths in a listing of the media: every blob, and as many receipts and other files again.
+pub const LISTING: usize = 16 * 1024;
+/// Length of one path in a listing in bytes.
+pub const PATH: usize = 1024;

@@ -1,0 +1,155 @@
+//! Membership: the credential that a node shows to its peers, made of a voucher and its redemption.
+//!
+//! Whether a voucher was redeemed twice is for those to see who hear of both. Invariant: a verified [`Member`] holds the
+//! key of its peer id only by the caller's own check (the handshake); this module binds voucher and peer id together.
+
+use crate::validate::{parse_payload, payload};
+use crate::{Envelope, Refusal, RoleKeys, RootChain, SecretKey, Timestamp, Voucher, limits};
+use beemesh_ids::{FabricId, NodeName, PeerId};
+use serde::{Deserialize, Serialize};
+
+/// DSSE payload type of a [`Redemption`].
+pub const REDEMPTION_PAYLOAD_TYPE: &str = "application/vnd.beemesh.redemption.v1+json";
+const WHAT: &str = "redemption";
+
+/// How far a node's key can be believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Assurance {
+    /// The key is sealed in the machine's TPM, says the node.
+    Tpm,
+    /// The key lies in a file.
+    Low,
+}
+
+/// A redemption: the payload of an envelope of type [`REDEMPTION_PAYLOAD_TYPE`], signed by the voucher's one-time key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Redemption {
+    /// The fabric.
+    pub fabric: FabricId,
+    /// Id of the voucher.
+    pub voucher: String,
+    /// The node that redeems.
+    pub peer_id: PeerId,
+    /// How far its key can be believed.
+    pub assurance: Assurance,
+    /// When, by the node's time floor.
+    pub redeemed: Timestamp,
+}
+
+/// The credential of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Membership {
+    /// The voucher as the operator signed it.
+    pub voucher: Envelope,
+    /// The redemption as the one-time key signed it.
+    pub redemption: Envelope,
+}
+
+/// What a verified credential says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// The fabric.
+    pub fabric: FabricId,
+    /// Name of the node.
+    pub name: NodeName,
+    /// Peer id of the node.
+    pub peer_id: PeerId,
+    /// Id of the voucher it redeemed.
+    pub voucher_id: String,
+    /// Cell of the node.
+    pub cell: String,
+    /// How far its key can be believed.
+    pub assurance: Assurance,
+    /// When it redeemed the voucher.
+    pub redeemed: Timestamp,
+}
+
+impl Membership {
+    /// Redeems a voucher for `peer` at `now`. Refuses a key that is not the voucher's, and a voucher out of its time.
+    pub fn redeem(
+        voucher: &Envelope,
+        one_time: &SecretKey,
+        peer: &PeerId,
+        assurance: Assurance,
+        now: Timestamp,
+    ) -> Result<Self, Refusal> {
+        let document = Voucher::read_unverified(voucher)?;
+        document.check_time(now)?;
+        if document.key != one_time.public() {
+            return Err(Refusal::Inconsistent {
+                what: "one-time key",
+                value: document.node.to_string(),
+            });
+        }
+        let redemption = Redemption {
+            fabric: document.fabric,
+            voucher: document.id,
+            peer_id: peer.clone(),
+            assurance,
+            redeemed: now,
+        };
+        let redemption = Envelope::sign(REDEMPTION_PAYLOAD_TYPE, &payload(WHAT, &redemption)?, &[one_time]);
+        Ok(Self {
+            voucher: voucher.clone(),
+            redemption,
+        })
+    }
+
+    /// Who shows this credential, if the fabric of `roots` signed its voucher and `peer` redeemed it in the voucher's time.
+    /// The voucher's expiry is judged by the time of the redemption: a member stays one.
+    pub fn verify(&self, roots: &RootChain, peer: &PeerId) -> Result<Member, Refusal> {
+        let voucher = Voucher::verify(&self.voucher, roots)?;
+        let payload = self
+            .redemption
+            .verify(REDEMPTION_PAYLOAD_TYPE, &RoleKeys::new([voucher.key], 1))?;
+        let redemption: Redemption = parse_payload(WHAT, &payload)?;
+        if redemption.fabric != voucher.fabric {
+            let expected = voucher.fabric;
+            return Err(Refusal::OtherFabric {
+                what: WHAT,
+                found: redemption.fabric,
+                expected,
+            });
+        }
+        if redemption.voucher != voucher.id {
+            return Err(Refusal::Inconsistent {
+                what: "redemption",
+                value: voucher.node.to_string(),
+            });
+        }
+        if redemption.peer_id != *peer {
+            return Err(Refusal::OtherPeer);
+        }
+        voucher.check_time(redemption.redeemed)?;
+        Ok(Member {
+            fabric: voucher.fabric,
+            name: voucher.node,
+            peer_id: redemption.peer_id,
+            voucher_id: voucher.id,
+            cell: voucher.cell,
+            assurance: redemption.assurance,
+            redeemed: redemption.redeemed,
+        })
+    }
+
+    /// The credential as it goes over the wire.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // Strings and vectors of strings always serialise.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Reads a credential of at most [`limits::MEMBERSHIP_LIMIT`] bytes.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
+        const WHAT: &str = "membership credential";
+        if bytes.len() > limits::MEMBERSHIP_LIMIT {
+            return Err(Refusal::TooLarge {
+                what: WHAT,
+                limit: limits::MEMBERSHIP_LIMIT,
+            });
+        }
+        serde_json::from_slice(bytes).map_err(|e| Refusal::malformed(WHAT, e))
+    }
+}

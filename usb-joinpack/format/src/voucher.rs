@@ -1,0 +1,100 @@
+//! Vouchers: each delegates one slot of a cell's roster to whoever holds its one-time key. Redeeming is `membership`'s.
+
+use crate::validate::{check_label, check_ulid, parse_payload, payload};
+use crate::{Envelope, PublicKey, Refusal, Role, RootChain, SecretKey, Timestamp};
+use beemesh_ids::{FabricId, NodeName};
+use serde::{Deserialize, Serialize};
+
+/// DSSE payload type of a [`Voucher`].
+pub const VOUCHER_PAYLOAD_TYPE: &str = "application/vnd.beemesh.voucher.v1+json";
+const WHAT: &str = "voucher";
+
+/// How the holder of a voucher is let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Admission {
+    /// By the fabric's policy: whoever holds the one-time key, until the voucher expires.
+    Policy,
+}
+
+/// A voucher: the payload of an envelope of type [`VOUCHER_PAYLOAD_TYPE`], signed by the role [`Role::Enrolment`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Voucher {
+    /// The fabric.
+    pub fabric: FabricId,
+    /// Id of the voucher, a ULID.
+    pub id: String,
+    /// Name that the node gets.
+    pub node: NodeName,
+    /// Cell that the node joins, a DNS label.
+    pub cell: String,
+    /// Valid from.
+    pub issued: Timestamp,
+    /// Valid until, inclusive.
+    pub expires: Timestamp,
+    /// The one-time key: its holder may redeem.
+    pub key: PublicKey,
+    /// How the holder is let in.
+    pub admission: Admission,
+}
+
+impl Voucher {
+    /// Signs the voucher with each of `keys` (of the role [`Role::Enrolment`]).
+    pub fn sign(&self, keys: &[&SecretKey]) -> Result<Envelope, Refusal> {
+        self.check()?;
+        Ok(Envelope::sign(VOUCHER_PAYLOAD_TYPE, &payload(WHAT, self)?, keys))
+    }
+
+    /// The voucher in `envelope`, if the fabric of `roots` signed it. Says nothing about its expiry.
+    pub fn verify(envelope: &Envelope, roots: &RootChain) -> Result<Self, Refusal> {
+        let payload = envelope.verify(VOUCHER_PAYLOAD_TYPE, &roots.role(Role::Enrolment))?;
+        let voucher: Self = parse_payload(WHAT, &payload)?;
+        voucher.check()?;
+        if voucher.fabric != *roots.fabric_id() {
+            let expected = roots.fabric_id().clone();
+            return Err(Refusal::OtherFabric {
+                what: WHAT,
+                found: voucher.fabric,
+                expected,
+            });
+        }
+        Ok(voucher)
+    }
+
+    /// Reads a voucher without checking who signed it: for its holder, who cannot gain by lying to itself.
+    pub(crate) fn read_unverified(envelope: &Envelope) -> Result<Self, Refusal> {
+        envelope.check_type(VOUCHER_PAYLOAD_TYPE)?;
+        let voucher: Self = parse_payload(WHAT, &envelope.unverified_payload()?)?;
+        voucher.check()?;
+        Ok(voucher)
+    }
+
+    /// [`Refusal::NotYetValid`] before it was issued, [`Refusal::Expired`] after its end.
+    pub fn check_time(&self, at: Timestamp) -> Result<(), Refusal> {
+        if at < self.issued {
+            return Err(Refusal::NotYetValid {
+                what: WHAT,
+                issued: self.issued,
+                now: at,
+            });
+        }
+        if at > self.expires {
+            return Err(Refusal::Expired {
+                what: WHAT,
+                expired: self.expires,
+                now: at,
+            });
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), Refusal> {
+        check_ulid("voucher id", &self.id)?;
+        check_label("cell name", &self.cell)?;
+        if self.expires <= self.issued {
+            return Err(Refusal::malformed(WHAT, "it expires before it is valid"));
+        }
+        Ok(())
+    }
+}
