@@ -1,0 +1,237 @@
+//! Claims about vouchers, memberships, operator contexts and receipts.
+#![allow(clippy::unwrap_used)]
+
+mod generator;
+
+use beemesh_ids::PeerId;
+use beemesh_usb_joinpack_format::{
+    Assurance, Envelope, Membership, OperatorContext, Outcome, Proof, Receipt, Refusal, RootChain, Timestamp,
+    limits,
+};
+use generator::{EXPIRES, FLOOR, ISSUED, draft, key, time};
+use proptest::prelude::*;
+
+fn roots() -> RootChain {
+    RootChain::bootstrap(&draft("shop", 1).manifest.roots).unwrap()
+}
+
+fn peer(name: &str) -> PeerId {
+    PeerId::from_ed25519(key(name).public().as_bytes())
+}
+
+fn redeem(at: Timestamp) -> Result<Membership, Refusal> {
+    let pack = draft("shop", 1).manifest;
+    let voucher = &pack.vouchers[0];
+    Membership::redeem(
+        &voucher.envelope,
+        &voucher.one_time_key,
+        &peer("machine"),
+        Assurance::Tpm,
+        at,
+    )
+}
+
+fn code<T>(result: Result<T, Refusal>) -> &'static str {
+    result.err().map_or("accepted", |refusal| refusal.code())
+}
+
+#[test]
+fn redeemed_voucher_makes_a_member_that_stays_one() {
+    let membership = redeem(time(FLOOR)).unwrap();
+    let bytes = membership.to_bytes();
+    assert!(bytes.len() < limits::MEMBERSHIP_LIMIT / 4, "{}", bytes.len());
+    let member = Membership::parse(&bytes)
+        .unwrap()
+        .verify(&roots(), &peer("machine"))
+        .unwrap();
+    assert_eq!(
+        (member.name.as_str(), member.cell.as_str(), member.assurance),
+        ("node-1", "shop", Assurance::Tpm)
+    );
+    assert_eq!(member.redeemed, time(FLOOR));
+    assert_eq!(&member.fabric, roots().fabric_id());
+}
+
+#[test]
+fn voucher_is_redeemed_in_its_time_only() {
+    assert_eq!(code(redeem(time(ISSUED))), "accepted");
+    assert_eq!(code(redeem(time(EXPIRES))), "accepted");
+    assert_eq!(code(redeem(time(ISSUED).plus_seconds(-1))), "not-yet-valid");
+    assert_eq!(code(redeem(time(EXPIRES).plus_seconds(1))), "expired");
+}
+
+#[test]
+fn credential_of_another_machine_is_refused() {
+    let membership = redeem(time(FLOOR)).unwrap();
+    assert_eq!(
+        membership.verify(&roots(), &peer("thief")),
+        Err(Refusal::OtherPeer)
+    );
+}
+
+#[test]
+fn credential_of_another_fabric_is_refused() {
+    let membership = redeem(time(FLOOR)).unwrap();
+    let warehouse = RootChain::bootstrap(&draft("warehouse", 1).manifest.roots).unwrap();
+    assert_eq!(
+        code(membership.verify(&warehouse, &peer("machine"))),
+        "other-fabric"
+    );
+}
+
+#[test]
+fn redemption_without_the_one_time_key_is_refused() {
+    let pack = draft("shop", 1).manifest;
+    let thief = key("thief");
+    let other = Membership::redeem(
+        &pack.vouchers[0].envelope,
+        &thief,
+        &peer("thief"),
+        Assurance::Tpm,
+        time(FLOOR),
+    );
+    assert_eq!(code(other), "inconsistent");
+    // A redemption of one voucher beside another voucher.
+    let first = redeem(time(FLOOR)).unwrap();
+    let mixed = Membership {
+        voucher: pack.vouchers[1].envelope.clone(),
+        redemption: first.redemption,
+    };
+    assert_eq!(code(mixed.verify(&roots(), &peer("machine"))), "unknown-key");
+}
+
+#[test]
+fn forged_redemption_time_outside_the_voucher_is_refused() {
+    // The holder signs a redemption past the expiry by itself: `redeem` would not.
+    let pack = draft("shop", 1).manifest;
+    let voucher = &pack.vouchers[0];
+    let text = serde_json::json!({
+        "fabric": pack.fabric, "voucher": "01KDVKFD000000000000000001", "peer_id": peer("machine"),
+        "assurance": "tpm", "redeemed": "2026-03-01T00:00:00Z",
+    });
+    let redemption = Envelope::sign(
+        beemesh_usb_joinpack_format::REDEMPTION_PAYLOAD_TYPE,
+        text.to_string().as_bytes(),
+        &[&voucher.one_time_key],
+    );
+    let membership = Membership {
+        voucher: voucher.envelope.clone(),
+        redemption,
+    };
+    assert_eq!(code(membership.verify(&roots(), &peer("machine"))), "expired");
+}
+
+#[test]
+fn voucher_of_a_stranger_makes_no_member() {
+    let pack = draft("shop", 1).manifest;
+    let voucher = generator::voucher(
+        &pack.fabric,
+        "node-1",
+        "01KDVKFD000000000000000001",
+        &["stranger"],
+    );
+    let membership = Membership::redeem(
+        &voucher.envelope,
+        &voucher.one_time_key,
+        &peer("machine"),
+        Assurance::Low,
+        time(FLOOR),
+    )
+    .unwrap();
+    assert_eq!(code(membership.verify(&roots(), &peer("machine"))), "unknown-key");
+}
+
+#[test]
+fn oversized_credential_is_refused() {
+    assert_eq!(
+        code(Membership::parse(&vec![b' '; limits::MEMBERSHIP_LIMIT + 1])),
+        "too-large"
+    );
+}
+
+#[test]
+fn operator_context_needs_the_operators_key() {
+    let roots = draft("shop", 1).manifest.roots;
+    let context = |name: &str| OperatorContext {
+        version: 1,
+        roots: roots.clone(),
+        key: key(name),
+    };
+    let text = serde_json::to_vec(&context("operator")).unwrap();
+    let read = OperatorContext::parse(&text).unwrap();
+    assert_eq!(read, context("operator"));
+    assert_eq!(read.chain().map(|chain| chain.version()), Ok(1));
+    assert_eq!(code(context("enrolment-1").chain()), "unknown-key");
+}
+
+fn receipt(outcome: Outcome) -> Receipt {
+    Receipt {
+        node: Some("node-1".parse().unwrap()),
+        peer_id: Some(peer("machine")),
+        fabric: Some(roots().fabric_id().clone()),
+        serial: Some(generator::SERIAL.into()),
+        boot_id: "0b8c1e36-9d6c-4a55-9f0c-6a0b6f2f4b1e".into(),
+        at: time(FLOOR),
+        outcome,
+    }
+}
+
+#[test]
+fn receipt_proves_who_wrote_it() {
+    let refused = Outcome::Refused {
+        code: "expired".into(),
+        message: "the join pack expired".into(),
+    };
+    for receipt in [receipt(Outcome::Applied), receipt(refused)] {
+        let signed = receipt.to_envelope(Some(&key("machine"))).unwrap().to_json();
+        assert_eq!(
+            Receipt::parse(&signed),
+            Ok((receipt.clone(), Proof::SignedBy(peer("machine"))))
+        );
+        let unsigned = receipt.to_envelope(None).unwrap().to_json();
+        assert_eq!(Receipt::parse(&unsigned), Ok((receipt.clone(), Proof::Unsigned)));
+        let forged = receipt.to_envelope(Some(&key("thief"))).unwrap().to_json();
+        assert_eq!(code(Receipt::parse(&forged)), "unknown-key");
+    }
+}
+
+#[test]
+fn receipt_path_is_fit_for_fat() {
+    let mut receipt = receipt(Outcome::Applied);
+    assert_eq!(
+        receipt.path(),
+        format!("receipts/{}-{}.json", peer("machine").short(), generator::SERIAL)
+    );
+    receipt.serial = Some("../../../evil".into());
+    receipt.peer_id = None;
+    assert_eq!(receipt.path(), "receipts/unknown-1768435200.json");
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
+        prop_assert!(Membership::parse(&bytes).is_err());
+        prop_assert!(OperatorContext::parse(&bytes).is_err());
+        prop_assert!(Receipt::parse(&bytes).is_err());
+    }
+
+    #[test]
+    fn changed_credentials_never_make_another_member(at: prop::sample::Index, bit in 0u8..8) {
+        let good = redeem(time(FLOOR)).unwrap();
+        let member = good.verify(&roots(), &peer("machine")).unwrap();
+        let mut bytes = good.to_bytes();
+        let at = at.index(bytes.len());
+        bytes[at] ^= 1 << bit;
+        if let Ok(other) = Membership::parse(&bytes).and_then(|m| m.verify(&roots(), &peer("machine"))) {
+            prop_assert_eq!(other, member);
+        }
+    }
+
+    #[test]
+    fn changed_receipts_are_refused(at: prop::sample::Index, bit in 0u8..8) {
+        let mut bytes = receipt(Outcome::Applied).to_envelope(Some(&key("machine"))).unwrap().to_json();
+        let at = at.index(bytes.len());
+        bytes[at] ^= 1 << bit;
+        prop_assert!(Receipt::parse(&bytes).is_err());
+    }
+}
