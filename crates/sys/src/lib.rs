@@ -1,1 +1,14 @@
 //! The system calls that nix does not wrap: the one place with unsafe code.
+//!
+//! One safe function per call, owned or borrowed descriptors in and out, a SAFETY comment each. No policy.
+#![allow(unsafe_code, reason = "this crate exists to hold it")]
+
+mod child;
+mod disposition;
+mod loopdev;
+mod watch;
+
+pub use child::join_before_exec;
+pub use disposition::{DispositionError, reset_signal};
+pub use loopdev::{LoopError, attach_read_only};
+pub use watch::{WatchError, watch_directory};

@@ -1,1 +1,27 @@
 //! Boot phases, services, shutdown, mount and device plans as pure state machines.
+//!
+//! Nothing here opens a file, reads a clock or draws a random number: `init/pid1` feeds events and executes commands.
+//! Invariant: nothing here can panic (the lints below deny the usual ways), whatever the events and their order.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice
+    )
+)]
+
+pub mod backoff;
+pub mod boot;
+pub mod machine;
+pub mod modules;
+pub mod mounts;
+pub mod service;
+mod shutdown;
+mod stick;
+pub mod uevent;
+pub mod volume;
+
+pub use machine::{Command, Event, Init, Job, Outcome, Shutdown};

@@ -1,0 +1,463 @@
+//! The machine as one state: events in, commands out. Holds no descriptor and no process id; `init/pid1` maps names
+//! to those.
+//!
+//! Invariants (tested below under random events): a service never runs twice; nothing is started after a shutdown was
+//! asked for; a shutdown ends with exactly one [`Command::Finish`], in bounded time, after which nothing happens.
+
+use std::collections::BTreeSet;
+
+use crate::backoff::Jitter;
+use crate::modules::urgency;
+use crate::service::{Ending, Need, Service, ServiceSpec};
+use crate::shutdown::{AFTER_KILL_MS, LIMIT_MS, OTHERS_GRACE_MS, Stage};
+use crate::stick::Sticks;
+use crate::uevent::{Action, Uevent};
+
+/// Services do not wait longer than this for the drivers of the devices that were there at boot, in milliseconds.
+pub const COLD_PLUG_LIMIT_MS: u64 = 4_000;
+/// Loader children at the same time, besides the cold plug.
+pub const LOADERS_LIMIT: u32 = 2;
+/// Modaliases that wait for a loader; beyond that they are dropped and a new cold plug finds them.
+pub const PENDING_LIMIT: usize = 1_024;
+/// Modaliases that are remembered as served; beyond that all are forgotten (asking twice does no harm).
+const SERVED_LIMIT: usize = 8_192;
+
+/// What a machine should do at the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shutdown {
+    /// Switch off.
+    PowerOff,
+    /// Start again.
+    Reboot,
+}
+
+/// Something that a child does because it may block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Job {
+    /// Load the modules of every device in sysfs.
+    ColdPlug,
+    /// Load the modules for these modaliases.
+    LoadModules(Vec<String>),
+    /// Mount this block device if it is a join stick.
+    MountStick(String),
+    /// Unmount the stick, lazily.
+    UnmountStick,
+}
+
+/// What a job came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done; for [`Job::MountStick`]: it is mounted.
+    Done,
+    /// There was nothing to do; for [`Job::MountStick`]: no join stick.
+    Nothing,
+    /// It failed.
+    Failed,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The boot phases are through.
+    Booted,
+    /// A device event.
+    Uevent(Uevent),
+    /// Device events were lost: the kernel's buffer ran over.
+    UeventsLost,
+    /// All block and input devices, after [`Command::Scan`].
+    Scanned(Vec<Uevent>),
+    /// A job's child ended.
+    JobEnded(Job, Outcome),
+    /// [`Command::Start`] was carried out.
+    Started(&'static str),
+    /// A service said `READY=1`.
+    Ready(&'static str),
+    /// A service's main process ended, or could not be started.
+    Ended(&'static str, Ending),
+    /// Someone asked for it: a signal, the request file, the power button.
+    ShutdownAsked(Shutdown),
+    /// No child is left.
+    NoChildren,
+    /// Time has passed; comes at [`Init::deadline_ms`] at the latest.
+    Tick,
+}
+
+/// What the driver shall do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// On every console.
+    Say(String),
+    /// Start the service; answered by [`Event::Started`] or [`Event::Ended`].
+    Start(&'static str),
+    /// SIGTERM to the main process.
+    Terminate(&'static str),
+    /// SIGKILL to the main process and its cgroup.
+    Kill(&'static str),
+    /// SIGKILL to what is left in the service's cgroup.
+    KillCgroup(&'static str),
+    /// Run a job in a child; answered by [`Event::JobEnded`].
+    Run(Job),
+    /// List block and input devices; answered by [`Event::Scanned`].
+    Scan,
+    /// Write the stick's status.
+    WriteStick {
+        /// Its generation.
+        generation: u64,
+        /// The device node.
+        device: Option<String>,
+    },
+    /// Listen for the power button on this input device (name below `/dev`).
+    WatchInput(String),
+    /// SIGTERM to every process.
+    TerminateEveryone,
+    /// SIGKILL to every process.
+    KillEveryone,
+    /// Sync, unmount, close, and go down.
+    Finish(Shutdown),
+}
+
+/// The machine.
+pub struct Init {
+    services: Vec<Service>,
+    sticks: Sticks,
+    jitter: Jitter,
+    cold_plug: ColdPlug,
+    loaders: u32,
+    pending: BTreeSet<(u8, String)>,
+    served: BTreeSet<String>,
+    shutdown: Option<Way>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    kind: Shutdown,
+    stage: Stage,
+    limit_ms: u64,
+}
+
+#[derive(Debug, Default)]
+struct ColdPlug {
+    limit_ms: Option<u64>,
+    running: bool,
+    again: bool,
+    settled: bool,
+}
+
+impl Init {
+    /// A machine with these services, in start order. `seed` spreads the back-off.
+    #[must_use]
+    pub fn new(services: Vec<ServiceSpec>, seed: u64) -> Self {
+        Self {
+            services: services.into_iter().map(Service::new).collect(),
+            sticks: Sticks::default(),
+            jitter: Jitter::new(seed),
+            cold_plug: ColdPlug::default(),
+            loaders: 0,
+            pending: BTreeSet::new(),
+            served: BTreeSet::new(),
+            shutdown: None,
+        }
+    }
+
+    /// The services and their states.
+    #[must_use]
+    pub fn services(&self) -> &[Service] {
+        &self.services
+    }
+
+    /// When the next [`Event::Tick`] is due, in milliseconds; `None`: nothing waits for the time.
+    #[must_use]
+    pub fn deadline_ms(&self) -> Option<u64> {
+        if self.is_finished() {
+            return None;
+        }
+        let services = self.services.iter().filter_map(Service::deadline_ms);
+        let settle = self.cold_plug.limit_ms.filter(|_| !self.cold_plug.settled);
+        let way = self
+            .shutdown
+            .into_iter()
+            .flat_map(|way| [Some(way.limit_ms), way.stage.deadline_ms()])
+            .flatten();
+        services.chain(settle).chain(way).min()
+    }
+
+    fn is_finished(&self) -> bool {
+        self.shutdown.is_some_and(|way| way.stage == Stage::Finished)
+    }
+
+    /// Takes one event at `now_ms` (milliseconds on a clock that never goes back).
+    pub fn step(&mut self, now_ms: u64, event: Event) -> Vec<Command> {
+        if self.is_finished() {
+            return Vec::new();
+        }
+        let mut commands = self.take(now_ms, event);
+        self.settle(now_ms);
+        commands.extend(
+            self.services
+                .iter_mut()
+                .filter_map(|service| service.tick(now_ms)),
+        );
+        commands.extend(self.descend(now_ms));
+        if self.shutdown.is_none() && self.cold_plug.limit_ms.is_some() {
+            commands.extend(self.start_services(now_ms));
+        }
+        commands
+    }
+
+    fn take(&mut self, now_ms: u64, event: Event) -> Vec<Command> {
+        match event {
+            Event::Booted => self.booted(now_ms),
+            Event::Tick => Vec::new(),
+            Event::NoChildren => self.nobody_left(now_ms),
+            Event::Uevent(uevent) => self.device(uevent),
+            Event::UeventsLost => {
+                let mut commands = vec![Command::Scan];
+                commands.extend(self.cold_plug_again());
+                self.unless_going_down(commands)
+            }
+            Event::Scanned(devices) => self.scanned(devices),
+            Event::JobEnded(job, outcome) => self.job_ended(job, outcome),
+            Event::Started(name) => self
+                .service(name)
+                .and_then(|s| s.started(now_ms))
+                .into_iter()
+                .collect(),
+            Event::Ready(name) => {
+                let first = self.service(name).is_some_and(Service::ready);
+                first
+                    .then(|| Command::Say(format!("beemesh: the service `{name}` is ready")))
+                    .into_iter()
+                    .collect()
+            }
+            Event::Ended(name, ending) => {
+                let jitter = &mut self.jitter;
+                let service = self.services.iter_mut().find(|s| s.spec.name == name);
+                service
+                    .map(|s| s.ended(now_ms, ending, jitter))
+                    .unwrap_or_default()
+            }
+            Event::ShutdownAsked(kind) => self.ask_shutdown(now_ms, kind),
+        }
+    }
+
+    fn booted(&mut self, now_ms: u64) -> Vec<Command> {
+        if self.cold_plug.limit_ms.is_some() || self.shutdown.is_some() {
+            return Vec::new();
+        }
+        self.cold_plug.limit_ms = Some(now_ms.saturating_add(COLD_PLUG_LIMIT_MS));
+        self.cold_plug.running = true;
+        vec![Command::Run(Job::ColdPlug), Command::Scan]
+    }
+
+    /// The devices of the boot have their drivers, or waiting for them took too long.
+    fn settle(&mut self, now_ms: u64) {
+        let Some(limit_ms) = self.cold_plug.limit_ms else {
+            return;
+        };
+        let idle = !self.cold_plug.running && self.loaders == 0;
+        self.cold_plug.settled |= idle || limit_ms <= now_ms;
+    }
+
+    fn service(&mut self, name: &str) -> Option<&mut Service> {
+        self.services.iter_mut().find(|service| service.spec.name == name)
+    }
+
+    fn start_services(&mut self, now_ms: u64) -> Vec<Command> {
+        let settled = self.cold_plug.settled;
+        let satisfied: Vec<&'static str> = self
+            .services
+            .iter()
+            .filter(|s| s.satisfies())
+            .map(|s| s.spec.name)
+            .collect();
+        let met = |need: &Need| match need {
+            Need::ColdPlug => settled,
+            Need::Service(name) => satisfied.contains(name),
+        };
+        self.services
+            .iter_mut()
+            .filter_map(|s| s.start(now_ms, s.spec.needs.iter().all(met)))
+            .collect()
+    }
+
+    // Devices.
+
+    fn device(&mut self, uevent: Uevent) -> Vec<Command> {
+        let mut commands = Vec::new();
+        if let (Action::Add | Action::Change, Some(modalias)) = (uevent.action, uevent.modalias) {
+            commands.extend(self.wish(modalias));
+        }
+        let Some(device) = uevent.devname else {
+            return commands;
+        };
+        let found = match (uevent.subsystem.as_str(), uevent.action) {
+            ("block", Action::Add) => self.sticks.appeared(&device),
+            ("block", Action::Remove) => self.sticks.vanished(&device),
+            ("block", Action::Change) if uevent.medium_changed => self.sticks.changed(&device),
+            ("input", Action::Add) if device.starts_with("input/event") => vec![Command::WatchInput(device)],
+            _ => Vec::new(),
+        };
+        commands.extend(found);
+        self.unless_going_down(commands)
+    }
+
+    fn scanned(&mut self, devices: Vec<Uevent>) -> Vec<Command> {
+        let named = |subsystem: &str| -> BTreeSet<String> {
+            devices
+                .iter()
+                .filter(|d| d.subsystem == subsystem)
+                .filter_map(|d| d.devname.clone())
+                .collect()
+        };
+        let (blocks, inputs) = (named("block"), named("input"));
+        let mut commands = self.sticks.reconcile(&blocks);
+        let events = inputs
+            .into_iter()
+            .filter(|device| device.starts_with("input/event"));
+        commands.extend(events.map(Command::WatchInput));
+        self.unless_going_down(commands)
+    }
+
+    /// On the way down no new child is started.
+    fn unless_going_down(&self, mut commands: Vec<Command>) -> Vec<Command> {
+        if self.shutdown.is_some() {
+            commands.retain(|command| !matches!(command, Command::Run(_)));
+        }
+        commands
+    }
+
+    fn wish(&mut self, modalias: String) -> Vec<Command> {
+        if self.served.len() >= SERVED_LIMIT {
+            self.served.clear();
+        }
+        if !self.served.insert(modalias.clone()) {
+            return Vec::new();
+        }
+        if self.pending.len() >= PENDING_LIMIT {
+            self.served.remove(&modalias);
+            return self.cold_plug_again();
+        }
+        self.pending.insert((urgency(&modalias), modalias));
+        self.load_pending()
+    }
+
+    fn cold_plug_again(&mut self) -> Vec<Command> {
+        if self.cold_plug.limit_ms.is_none() {
+            return Vec::new();
+        }
+        if std::mem::replace(&mut self.cold_plug.running, true) {
+            self.cold_plug.again = true;
+            return Vec::new();
+        }
+        vec![Command::Run(Job::ColdPlug)]
+    }
+
+    fn load_pending(&mut self) -> Vec<Command> {
+        if self.pending.is_empty() || self.loaders >= LOADERS_LIMIT || self.shutdown.is_some() {
+            return Vec::new();
+        }
+        self.loaders += 1;
+        let batch = std::mem::take(&mut self.pending)
+            .into_iter()
+            .map(|(_, modalias)| modalias)
+            .collect();
+        vec![Command::Run(Job::LoadModules(batch))]
+    }
+
+    fn job_ended(&mut self, job: Job, outcome: Outcome) -> Vec<Command> {
+        let commands = match job {
+            Job::ColdPlug => {
+                self.cold_plug.running = false;
+                if std::mem::take(&mut self.cold_plug.again) {
+                    self.cold_plug_again()
+                } else {
+                    Vec::new()
+                }
+            }
+            Job::LoadModules(_) => {
+                self.loaders = self.loaders.saturating_sub(1);
+                self.load_pending()
+            }
+            Job::MountStick(device) => self.sticks.probed(&device, outcome == Outcome::Done),
+            Job::UnmountStick => self.sticks.unmounted(),
+        };
+        self.unless_going_down(commands)
+    }
+
+    // The way down.
+
+    fn ask_shutdown(&mut self, now_ms: u64, kind: Shutdown) -> Vec<Command> {
+        if self.shutdown.is_some() {
+            return Vec::new();
+        }
+        let limit_ms = now_ms.saturating_add(LIMIT_MS);
+        self.shutdown = Some(Way {
+            kind,
+            stage: Stage::Services,
+            limit_ms,
+        });
+        self.services.iter_mut().for_each(Service::want_down);
+        let what = match kind {
+            Shutdown::PowerOff => "switching off",
+            Shutdown::Reboot => "starting again",
+        };
+        vec![Command::Say(format!("beemesh: {what}; please wait"))]
+    }
+
+    fn nobody_left(&mut self, now_ms: u64) -> Vec<Command> {
+        match &mut self.shutdown {
+            Some(Way { stage, .. }) if matches!(stage, Stage::Others { .. } | Stage::Killed { .. }) => {
+                *stage = Stage::Killed { finish_at_ms: now_ms };
+                Vec::new()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Steps down, as far as this moment allows.
+    fn descend(&mut self, now_ms: u64) -> Vec<Command> {
+        let Some(mut way) = self.shutdown else {
+            return Vec::new();
+        };
+        let mut commands = Vec::new();
+        if way.limit_ms <= now_ms && !matches!(way.stage, Stage::Killed { .. }) {
+            commands.push(Command::Say(
+                "beemesh: some programs do not stop; going down without them".to_owned(),
+            ));
+            commands.push(Command::KillEveryone);
+            way.stage = Stage::Killed { finish_at_ms: now_ms };
+        }
+        if way.stage == Stage::Services {
+            // Reverse order: a service is asked when all that were started after it are gone.
+            let mut alive = false;
+            for service in self.services.iter_mut().rev() {
+                if !alive {
+                    commands.extend(service.stop(now_ms));
+                    alive = service.is_alive();
+                }
+            }
+            if !alive {
+                commands.push(Command::TerminateEveryone);
+                way.stage = Stage::Others {
+                    kill_at_ms: now_ms.saturating_add(OTHERS_GRACE_MS),
+                };
+            }
+        }
+        if matches!(way.stage, Stage::Others { kill_at_ms } if kill_at_ms <= now_ms) {
+            commands.push(Command::KillEveryone);
+            way.stage = Stage::Killed {
+                finish_at_ms: now_ms.saturating_add(AFTER_KILL_MS),
+            };
+        }
+        if matches!(way.stage, Stage::Killed { finish_at_ms } if finish_at_ms <= now_ms) {
+            commands.push(Command::Finish(way.kind));
+            way.stage = Stage::Finished;
+        }
+        self.shutdown = Some(way);
+        commands
+    }
+}
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

@@ -1,0 +1,451 @@
+//! Claims about the machine: examples first, then invariants over random events.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::backoff::CEILING_MS;
+use crate::service::product_services;
+
+fn booted() -> (Init, Vec<Command>) {
+    let mut init = Init::new(product_services(), 7);
+    let commands = init.step(0, Event::Booted);
+    (init, commands)
+}
+
+fn block(action: Action, name: &str) -> Event {
+    let devname = Some(name.to_owned());
+    let subsystem = "block".to_owned();
+    Event::Uevent(Uevent {
+        action,
+        subsystem,
+        devname,
+        modalias: None,
+        partname: None,
+        medium_changed: false,
+    })
+}
+
+fn modalias(text: &str) -> Event {
+    let modalias = Some(text.to_owned());
+    let subsystem = "pci".to_owned();
+    let action = Action::Add;
+    Event::Uevent(Uevent {
+        action,
+        subsystem,
+        devname: None,
+        modalias,
+        partname: None,
+        medium_changed: false,
+    })
+}
+
+fn says(commands: &[Command], part: &str) -> bool {
+    commands
+        .iter()
+        .any(|c| matches!(c, Command::Say(line) if line.contains(part)))
+}
+
+/// A machine whose services all run.
+fn running() -> Init {
+    let (mut init, _) = booted();
+    init.step(1, Event::Started("net"));
+    init.step(2, Event::JobEnded(Job::ColdPlug, Outcome::Done));
+    init.step(3, Event::Started("unlock"));
+    init.step(4, Event::Ended("unlock", Ending::Exited(0)));
+    init.step(5, Event::Started("agent"));
+    init
+}
+
+#[test]
+fn network_starts_at_once_and_the_agent_after_the_state_volume() {
+    let (mut init, commands) = booted();
+    assert!(commands.contains(&Command::Start("net")) && commands.contains(&Command::Run(Job::ColdPlug)));
+    assert!(!commands.contains(&Command::Start("unlock")));
+    let commands = init.step(300, Event::JobEnded(Job::ColdPlug, Outcome::Done));
+    assert_eq!(commands, [Command::Start("unlock")]);
+    assert!(init.step(301, Event::Started("unlock")).is_empty());
+    let commands = init.step(900, Event::Ended("unlock", Ending::Exited(0)));
+    assert!(commands.contains(&Command::Start("agent")));
+}
+
+#[test]
+fn unlock_waits_for_the_modules_of_devices_that_the_cold_plug_uncovered() {
+    let (mut init, _) = booted();
+    let commands = init.step(10, modalias("virtio:d00000002v00001AF4"));
+    let Some(Command::Run(job)) = commands.first().cloned() else {
+        panic!("{commands:?}")
+    };
+    assert!(
+        init.step(20, Event::JobEnded(Job::ColdPlug, Outcome::Done))
+            .is_empty()
+    );
+    assert_eq!(
+        init.step(30, Event::JobEnded(job, Outcome::Done)),
+        [Command::Start("unlock")]
+    );
+}
+
+#[test]
+fn drivers_that_hang_hold_up_the_boot_for_a_bounded_time() {
+    let (mut init, _) = booted();
+    assert_eq!(init.deadline_ms(), Some(COLD_PLUG_LIMIT_MS));
+    assert_eq!(
+        init.step(COLD_PLUG_LIMIT_MS, Event::Tick),
+        [Command::Start("unlock")]
+    );
+}
+
+#[test]
+fn unlock_that_fails_twice_is_said_and_the_agent_starts_without_it() {
+    let (mut init, _) = booted();
+    init.step(1, Event::JobEnded(Job::ColdPlug, Outcome::Done));
+    init.step(2, Event::Started("unlock"));
+    init.step(3, Event::Ended("unlock", Ending::Exited(1)));
+    let due = init.deadline_ms().unwrap();
+    assert_eq!(init.step(due, Event::Tick), [Command::Start("unlock")]);
+    let commands = init.step(due + 1, Event::Ended("unlock", Ending::Signalled(11)));
+    assert!(says(&commands, "going on without it") && commands.contains(&Command::Start("agent")));
+}
+
+#[test]
+fn unlock_that_hangs_is_killed() {
+    let (mut init, _) = booted();
+    init.step(1, Event::JobEnded(Job::ColdPlug, Outcome::Done));
+    init.step(2, Event::Started("unlock"));
+    let commands = init.step(2 + crate::service::ONESHOT_LIMIT_MS, Event::Tick);
+    assert_eq!(commands, [Command::Kill("unlock")]);
+}
+
+#[test]
+fn agent_that_dies_comes_back_and_its_cgroup_is_cleared_first() {
+    let mut init = running();
+    let commands = init.step(100, Event::Ended("agent", Ending::Signalled(9)));
+    assert_eq!(commands.first(), Some(&Command::KillCgroup("agent")));
+    assert!(says(&commands, "was killed"));
+    let due = init.deadline_ms().unwrap();
+    assert!(due <= 100 + 100);
+    assert_eq!(init.step(due, Event::Tick), [Command::Start("agent")]);
+}
+
+#[test]
+fn hundred_failures_in_a_row_never_pause_longer_than_the_ceiling_and_say_few_lines() {
+    let mut init = running();
+    let (mut now, mut lines) = (100, 0);
+    for _ in 0..100 {
+        let commands = init.step(now, Event::Ended("agent", Ending::Exited(1)));
+        lines += commands.iter().filter(|c| matches!(c, Command::Say(_))).count();
+        let due = init.deadline_ms().unwrap();
+        assert!(due - now <= CEILING_MS);
+        now = due;
+        assert_eq!(init.step(now, Event::Tick), [Command::Start("agent")]);
+        init.step(now, Event::Started("agent"));
+        now += 10;
+    }
+    assert_eq!(lines, 7, "the failures 1, 2, 4, ... 64");
+}
+
+#[test]
+fn stick_that_comes_late_is_mounted_and_its_removal_is_a_new_generation() {
+    let mut init = running();
+    assert_eq!(
+        init.step(10, block(Action::Add, "sdb1")),
+        [Command::Run(Job::MountStick("sdb1".into()))]
+    );
+    let commands = init.step(20, Event::JobEnded(Job::MountStick("sdb1".into()), Outcome::Done));
+    assert!(commands.contains(&Command::WriteStick {
+        generation: 1,
+        device: Some("/dev/sdb1".into())
+    }));
+    let commands = init.step(30, block(Action::Remove, "sdb1"));
+    assert_eq!(commands.first(), Some(&Command::Run(Job::UnmountStick)));
+    assert!(commands.contains(&Command::WriteStick {
+        generation: 2,
+        device: None
+    }));
+}
+
+#[test]
+fn second_stick_takes_the_place_of_the_first_when_that_is_gone() {
+    let mut init = running();
+    init.step(10, block(Action::Add, "sdb1"));
+    init.step(20, Event::JobEnded(Job::MountStick("sdb1".into()), Outcome::Done));
+    assert!(init.step(25, block(Action::Add, "sdc1")).is_empty());
+    init.step(30, block(Action::Remove, "sdb1"));
+    let commands = init.step(40, Event::JobEnded(Job::UnmountStick, Outcome::Done));
+    assert_eq!(commands, [Command::Run(Job::MountStick("sdc1".into()))]);
+}
+
+#[test]
+fn stick_pulled_while_it_is_mounted_is_never_announced() {
+    let mut init = running();
+    init.step(10, block(Action::Add, "sdb1"));
+    init.step(15, block(Action::Remove, "sdb1"));
+    let commands = init.step(20, Event::JobEnded(Job::MountStick("sdb1".into()), Outcome::Done));
+    assert_eq!(commands, [Command::Run(Job::UnmountStick)]);
+}
+
+#[test]
+fn lost_events_are_made_good_by_a_scan() {
+    let mut init = running();
+    init.step(10, block(Action::Add, "sdb1"));
+    init.step(20, Event::JobEnded(Job::MountStick("sdb1".into()), Outcome::Done));
+    let commands = init.step(30, Event::UeventsLost);
+    assert_eq!(commands, [Command::Scan, Command::Run(Job::ColdPlug)]);
+    let commands = init.step(31, Event::Scanned(Vec::new()));
+    assert!(commands.contains(&Command::WriteStick {
+        generation: 2,
+        device: None
+    }));
+}
+
+#[test]
+fn system_disks_of_the_kernel_are_not_probed() {
+    let mut init = running();
+    for device in ["loop0", "dm-0", "ram1", "zram0"] {
+        assert!(init.step(10, block(Action::Add, device)).is_empty(), "{device}");
+    }
+}
+
+#[test]
+fn probes_at_the_same_time_are_bounded() {
+    let mut init = running();
+    let started = (0..600)
+        .flat_map(|n| init.step(10, block(Action::Add, &format!("sd{n}"))))
+        .count();
+    assert_eq!(started, crate::stick::PROBES_LIMIT);
+    let present = (0..600).map(|n| match block(Action::Add, &format!("sd{n}")) {
+        Event::Uevent(u) => u,
+        other => panic!("{other:?}"),
+    });
+    assert!(init.step(11, Event::Scanned(present.collect())).is_empty());
+}
+
+#[test]
+fn storm_of_modaliases_is_bounded_and_ends_in_a_cold_plug() {
+    let mut init = running();
+    let mut jobs = Vec::new();
+    for n in 0..PENDING_LIMIT + 10 {
+        jobs.extend(init.step(10, modalias(&format!("usb:v{n}"))));
+    }
+    let loaders = jobs
+        .iter()
+        .filter(|c| matches!(c, Command::Run(Job::LoadModules(_))))
+        .count();
+    assert_eq!(loaders, LOADERS_LIMIT as usize);
+    assert_eq!(
+        jobs.iter().filter(|c| **c == Command::Run(Job::ColdPlug)).count(),
+        1
+    );
+    assert!(init.pending.len() <= PENDING_LIMIT);
+}
+
+#[test]
+fn same_modalias_is_loaded_once() {
+    let mut init = running();
+    assert_eq!(init.step(1, modalias("usb:v1")).len(), 1);
+    assert!(init.step(2, modalias("usb:v1")).is_empty());
+}
+
+#[test]
+fn services_go_down_in_reverse_order_then_pods_then_the_machine() {
+    let mut init = running();
+    let commands = init.step(100, Event::ShutdownAsked(Shutdown::PowerOff));
+    assert!(
+        commands.contains(&Command::Terminate("agent")) && !commands.contains(&Command::Terminate("net"))
+    );
+    let commands = init.step(200, Event::Ended("agent", Ending::Exited(0)));
+    assert!(commands.contains(&Command::Terminate("net")));
+    let commands = init.step(300, Event::Ended("net", Ending::Exited(0)));
+    assert!(commands.contains(&Command::TerminateEveryone));
+    assert_eq!(
+        init.step(350, Event::NoChildren),
+        [Command::Finish(Shutdown::PowerOff)]
+    );
+    assert!(init.step(360, Event::Started("net")).is_empty());
+}
+
+#[test]
+fn shutdown_during_a_start_stops_what_was_being_started() {
+    let (mut init, _) = booted();
+    init.step(1, Event::ShutdownAsked(Shutdown::Reboot));
+    assert_eq!(init.step(2, Event::Started("net")), [Command::Terminate("net")]);
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    Wait(u64),
+    Device(u8, u8),
+    Alias(u8),
+    Lost,
+    JobDone(u8, bool),
+    /// The oldest start is answered; `true`: the program runs.
+    Answer(bool),
+    Die(u8, i32),
+    Ready(u8),
+    Down(bool),
+    Nobody,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        4 => (0u64..3000).prop_map(Act::Wait),
+        4 => (0u8..3, 0u8..6).prop_map(|(a, d)| Act::Device(a, d)),
+        2 => (0u8..20).prop_map(Act::Alias),
+        1 => Just(Act::Lost),
+        6 => (any::<u8>(), any::<bool>()).prop_map(|(n, ok)| Act::JobDone(n, ok)),
+        8 => prop_oneof![9 => Just(true), 1 => Just(false)].prop_map(Act::Answer),
+        4 => (0u8..3, -1i32..2).prop_map(|(s, c)| Act::Die(s, c)),
+        1 => (0u8..3).prop_map(Act::Ready),
+        1 => any::<bool>().prop_map(Act::Down),
+        1 => Just(Act::Nobody),
+    ]
+}
+
+/// A driver that does what it is told and checks what must always hold.
+struct World {
+    init: Init,
+    now: u64,
+    starting: Vec<&'static str>,
+    alive: BTreeMap<&'static str, bool>,
+    jobs: Vec<Job>,
+    generation: u64,
+    shutdown_at: Option<u64>,
+    finished: u32,
+}
+
+impl World {
+    fn feed(&mut self, event: Event) {
+        let before_down = self.shutdown_at.is_some();
+        if matches!(event, Event::ShutdownAsked(_)) && self.shutdown_at.is_none() {
+            self.shutdown_at = Some(self.now);
+        }
+        let commands = self.init.step(self.now, event);
+        for command in commands {
+            assert_eq!(self.finished, 0, "{command:?} after the end");
+            match command {
+                Command::Start(name) => {
+                    assert!(!before_down, "`{name}` started on the way down");
+                    assert!(
+                        !self.starting.contains(&name) && !self.alive.contains_key(name),
+                        "`{name}` runs twice"
+                    );
+                    self.starting.push(name);
+                }
+                Command::Run(job) => {
+                    assert!(!before_down, "{job:?} on the way down");
+                    self.jobs.push(job);
+                    let mounts = self
+                        .jobs
+                        .iter()
+                        .filter(|j| matches!(j, Job::MountStick(_)))
+                        .count();
+                    assert!(mounts <= 2 * crate::stick::PROBES_LIMIT);
+                }
+                Command::WriteStick { generation, .. } => {
+                    assert_eq!(generation, self.generation + 1);
+                    self.generation = generation;
+                }
+                Command::Terminate(name) | Command::Kill(name) => {
+                    assert!(
+                        self.alive.contains_key(name),
+                        "signal for `{name}`, which does not run"
+                    );
+                    if matches!(command, Command::Kill(_)) {
+                        self.alive.insert(name, true);
+                    }
+                }
+                Command::Finish(_) => self.finished += 1,
+                _ => {}
+            }
+        }
+    }
+
+    fn apply(&mut self, act: Act) {
+        let names = ["net", "unlock", "agent"];
+        match act {
+            Act::Wait(ms) => {
+                self.now += ms;
+                self.feed(Event::Tick);
+            }
+            Act::Device(action, device) => {
+                let action = [Action::Add, Action::Remove, Action::Change][usize::from(action)];
+                self.feed(block(action, &format!("sd{device}")));
+            }
+            Act::Alias(n) => self.feed(modalias(&format!("usb:v{n}"))),
+            Act::Lost => self.feed(Event::UeventsLost),
+            Act::JobDone(n, ok) if !self.jobs.is_empty() => {
+                let job = self.jobs.remove(usize::from(n) % self.jobs.len());
+                self.feed(Event::JobEnded(
+                    job,
+                    if ok { Outcome::Done } else { Outcome::Nothing },
+                ));
+            }
+            Act::Answer(runs) if !self.starting.is_empty() => {
+                let name = self.starting.remove(0);
+                if runs {
+                    self.alive.insert(name, false);
+                    self.feed(Event::Started(name));
+                } else {
+                    self.feed(Event::Ended(name, Ending::NotStarted(2)));
+                }
+            }
+            Act::Die(service, code) => {
+                let name = names[usize::from(service)];
+                if self.alive.remove(name).is_some() {
+                    let ending = if code < 0 {
+                        Ending::Signalled(9)
+                    } else {
+                        Ending::Exited(code)
+                    };
+                    self.feed(Event::Ended(name, ending));
+                }
+            }
+            Act::Ready(service) => self.feed(Event::Ready(names[usize::from(service)])),
+            Act::Down(reboot) => {
+                self.feed(Event::ShutdownAsked(if reboot {
+                    Shutdown::Reboot
+                } else {
+                    Shutdown::PowerOff
+                }));
+            }
+            Act::Nobody if self.alive.is_empty() && self.starting.is_empty() => self.feed(Event::NoChildren),
+            _ => {}
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    #[test]
+    fn invariant_no_order_of_events_breaks_the_machine(acts in proptest::collection::vec(act(), 0..120)) {
+        let mut world = World {
+            init: Init::new(product_services(), 3),
+            now: 0,
+            starting: Vec::new(),
+            alive: BTreeMap::new(),
+            jobs: Vec::new(),
+            generation: 0,
+            shutdown_at: None,
+            finished: 0,
+        };
+        world.feed(Event::Booted);
+        for act in acts {
+            world.apply(act);
+        }
+        // Whatever state that left, and though nothing answers any more: a shutdown ends, once, within its bound.
+        world.feed(Event::ShutdownAsked(Shutdown::PowerOff));
+        let asked = world.shutdown_at.unwrap();
+        let left_alone_at = world.now;
+        let mut ticks = 0;
+        while let Some(due) = world.init.deadline_ms() {
+            world.now = world.now.max(due);
+            world.feed(Event::Tick);
+            ticks += 1;
+            prop_assert!(ticks < 100, "the clock spins at {}", world.now);
+        }
+        prop_assert_eq!(world.finished, 1);
+        prop_assert!(world.now <= left_alone_at.max(asked + LIMIT_MS) + AFTER_KILL_MS);
+    }
+}

@@ -1,0 +1,381 @@
+//! Which kernel modules a device needs and in which order: `modules.dep`, `modules.alias` and `modules.softdep` as
+//! depmod(8) writes them. Pure; loads nothing.
+//!
+//! Invariant: in every answer a module comes after all that it depends on, and none comes twice.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The longest index file that is read, in bytes.
+pub const INDEX_LIMIT: usize = 8 << 20;
+
+/// Why an index file is not one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidIndex {
+    /// Past [`INDEX_LIMIT`].
+    #[error("`{0}` has {1} bytes: at most {INDEX_LIMIT} are read")]
+    TooLong(&'static str, usize),
+    /// A line without a colon.
+    #[error("`modules.dep` line {0}: expected `path.ko: dependencies`")]
+    Dependency(usize),
+}
+
+struct Module {
+    path: String,
+    needs: Vec<String>,
+}
+
+/// The three index files, ready to be asked.
+pub struct ModuleIndex {
+    modules: BTreeMap<String, Module>,
+    /// By what stands before the first `:` (the bus), or the whole pattern where there is none.
+    aliases: BTreeMap<String, Vec<(String, String)>>,
+    before: BTreeMap<String, Vec<String>>,
+}
+
+impl ModuleIndex {
+    /// Reads the texts of `modules.dep`, `modules.alias` and `modules.softdep` (the last two may be empty).
+    ///
+    /// # Errors
+    /// [`InvalidIndex`].
+    pub fn parse(dep: &str, alias: &str, softdep: &str) -> Result<Self, InvalidIndex> {
+        for (name, text) in [
+            ("modules.dep", dep),
+            ("modules.alias", alias),
+            ("modules.softdep", softdep),
+        ] {
+            if text.len() > INDEX_LIMIT {
+                return Err(InvalidIndex::TooLong(name, text.len()));
+            }
+        }
+        let mut modules = BTreeMap::new();
+        for (number, line) in dep
+            .lines()
+            .enumerate()
+            .filter(|(_, line)| !line.trim().is_empty())
+        {
+            let (path, needs) = line.split_once(':').ok_or(InvalidIndex::Dependency(number + 1))?;
+            let needs = needs.split_whitespace().map(name_of).collect();
+            modules.insert(
+                name_of(path),
+                Module {
+                    path: path.trim().to_owned(),
+                    needs,
+                },
+            );
+        }
+        let mut aliases: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
+        for line in alias.lines() {
+            let mut words = line.split_whitespace();
+            if let (Some("alias"), Some(pattern), Some(module)) = (words.next(), words.next(), words.next()) {
+                let entry = (pattern.to_owned(), name_of(module));
+                aliases.entry(bus_of(pattern).to_owned()).or_default().push(entry);
+            }
+        }
+        let mut before = BTreeMap::new();
+        for line in softdep.lines() {
+            let mut words = line.split_whitespace();
+            if let (Some("softdep"), Some(module)) = (words.next(), words.next()) {
+                let first: Vec<String> = words
+                    .skip_while(|word| *word != "pre:")
+                    .skip(1)
+                    .take_while(|word| *word != "post:")
+                    .map(str::to_owned)
+                    .collect();
+                before.insert(name_of(module), first);
+            }
+        }
+        Ok(Self {
+            modules,
+            aliases,
+            before,
+        })
+    }
+
+    /// The files to load, dependencies first, for a modalias (`pci:v00008086d...`), an alias (`fs-vfat`) or a
+    /// module's name. Empty: no module of this system serves it.
+    #[must_use]
+    pub fn plan_load(&self, request: &str) -> Vec<&str> {
+        let mut plan = Plan {
+            index: self,
+            order: Vec::new(),
+            seen: BTreeSet::new(),
+        };
+        plan.request(request);
+        plan.order
+    }
+
+    fn names(&self, request: &str) -> Vec<String> {
+        let name = name_of(request);
+        if self.modules.contains_key(&name) {
+            return vec![name];
+        }
+        let mut names: Vec<String> = Vec::new();
+        // Patterns such as `*` or `of*` would hide in another bucket: kernels have none.
+        for (pattern, module) in self.aliases.get(bus_of(request)).into_iter().flatten() {
+            if !names.contains(module) && matches(pattern.as_bytes(), request.as_bytes()) {
+                names.push(module.clone());
+            }
+        }
+        names
+    }
+}
+
+struct Plan<'a> {
+    index: &'a ModuleIndex,
+    order: Vec<&'a str>,
+    seen: BTreeSet<String>,
+}
+
+impl Plan<'_> {
+    fn request(&mut self, request: &str) {
+        for name in self.index.names(request) {
+            self.module(&name);
+        }
+    }
+
+    /// Depth is bounded by the number of modules: each is entered once.
+    fn module(&mut self, name: &str) {
+        let Some(module) = self.index.modules.get(name) else {
+            return;
+        };
+        if !self.seen.insert(name.to_owned()) {
+            return;
+        }
+        for first in self.index.before.get(name).into_iter().flatten() {
+            self.request(first);
+        }
+        for need in &module.needs {
+            self.module(need);
+        }
+        self.order.push(&module.path);
+    }
+}
+
+/// How urgent a modalias is: the smaller, the sooner. What the agent waits for comes first: the TPM and the disks,
+/// then the network, then the buses below which those may sit, then the rest.
+#[must_use]
+pub fn urgency(modalias: &str) -> u8 {
+    // PCI classes: 01 storage, 02 network, 0c03 USB; virtio types 1 network, 2 block, 8 SCSI.
+    let pci_class = modalias
+        .strip_prefix("pci:")
+        .and_then(|rest| rest.split_once("bc"))
+        .map(|(_, class)| class);
+    match pci_class {
+        Some(class) if class.starts_with("01") => return 0,
+        Some(class) if class.starts_with("0Csc03") || class.starts_with("0csc03") => return 1,
+        Some(class) if class.starts_with("02") => return 2,
+        _ => {}
+    }
+    // Other than virtio's generic PCI function, whose class says nothing: it carries disks.
+    if modalias.starts_with("pci:v00001AF4") || modalias.starts_with("virtio:d00000002") {
+        0
+    } else if modalias.contains("MSFT0101")
+        || modalias.starts_with("tpm")
+        || modalias.starts_with("scsi:t-0x00")
+    {
+        1
+    } else if modalias.starts_with("virtio:") || modalias.starts_with("usb:") {
+        2
+    } else if modalias.starts_with("acpi:LNXPWRBN") || modalias.starts_with("pci:") {
+        4
+    } else {
+        5
+    }
+}
+
+fn bus_of(pattern: &str) -> &str {
+    pattern.split_once(':').map_or(pattern, |(bus, _)| bus)
+}
+
+/// `kernel/fs/fat/vfat.ko` and `vfat` are the module `vfat`; `-` and `_` are one in module names.
+fn name_of(path: &str) -> String {
+    let file = path.trim().rsplit('/').next().unwrap_or_default();
+    let stem = file.split_once(".ko").map_or(file, |(stem, _)| stem);
+    stem.replace('-', "_")
+}
+
+/// fnmatch(3) without flags: `*`, `?`, `[abc]`, `[a-f]`. Linear in memory, at most |pattern| x |text| steps.
+fn matches(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut p, mut t) = (0, 0);
+    let mut retry: Option<(usize, usize)> = None;
+    loop {
+        let step = match (pattern.get(p), text.get(t)) {
+            (None, None) => return true,
+            (Some(b'*'), _) => {
+                retry = Some((p + 1, t));
+                p += 1;
+                continue;
+            }
+            (Some(b'?'), Some(_)) => Some(1),
+            (Some(b'['), Some(byte)) => class(pattern.get(p..).unwrap_or_default(), *byte),
+            (Some(a), Some(b)) if a == b => Some(1),
+            _ => None,
+        };
+        match (step, retry) {
+            (Some(width), _) => {
+                p += width;
+                t += 1;
+            }
+            (None, Some((after_star, at))) if at < text.len() => {
+                retry = Some((after_star, at + 1));
+                (p, t) = (after_star, at + 1);
+            }
+            _ => return false,
+        }
+    }
+}
+
+/// The width of the bracket expression at the start of `pattern` if `byte` is in it.
+fn class(pattern: &[u8], byte: u8) -> Option<usize> {
+    let end = pattern.iter().position(|b| *b == b']')?;
+    let inner = pattern.get(1..end)?;
+    let mut rest = inner;
+    let mut found = false;
+    loop {
+        rest = match rest {
+            [low, b'-', high, tail @ ..] => {
+                found |= (*low..=*high).contains(&byte);
+                tail
+            }
+            [one, tail @ ..] => {
+                found |= *one == byte;
+                tail
+            }
+            [] => return found.then_some(end + 1),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const DEP: &str = "kernel/net/virtio_net.ko: kernel/net/core/failover.ko kernel/drivers/net/net_failover.ko\n\
+        kernel/drivers/net/net_failover.ko: kernel/net/core/failover.ko\n\
+        kernel/net/core/failover.ko:\n\
+        kernel/fs/fat/vfat.ko: kernel/fs/fat/fat.ko\nkernel/fs/fat/fat.ko:\n\
+        kernel/a-b.ko: kernel/c.ko\nkernel/c.ko: kernel/a-b.ko\nkernel/lib/crc.ko:\n";
+    const ALIAS: &str = "# Aliases\nalias virtio:d00000001v* virtio_net\nalias fs-vfat vfat\n\
+        alias pci:v00008086d000010D3sv*sd*bc*sc*i* a-b\nalias crypto-crc crc\n\
+        alias input:b*v*p*e*-e*1,*k*7[3-4],*r* vfat\n";
+    const SOFT: &str = "softdep vfat pre: crypto-crc nothing post: c\n";
+
+    fn index() -> ModuleIndex {
+        ModuleIndex::parse(DEP, ALIAS, SOFT).unwrap()
+    }
+
+    #[test]
+    fn dependencies_come_first_and_once() {
+        assert_eq!(
+            index().plan_load("virtio:d00000001v00001AF4"),
+            [
+                "kernel/net/core/failover.ko",
+                "kernel/drivers/net/net_failover.ko",
+                "kernel/net/virtio_net.ko"
+            ]
+        );
+    }
+
+    #[test]
+    fn soft_dependency_comes_before_and_a_missing_one_is_skipped() {
+        assert_eq!(
+            index().plan_load("fs-vfat"),
+            [
+                "kernel/lib/crc.ko",
+                "kernel/fs/fat/fat.ko",
+                "kernel/fs/fat/vfat.ko"
+            ]
+        );
+    }
+
+    #[test]
+    fn name_is_found_with_either_dash() {
+        assert_eq!(index().plan_load("a_b").last(), index().plan_load("a-b").last());
+        assert!(!index().plan_load("a_b").is_empty());
+    }
+
+    #[test]
+    fn cycle_ends() {
+        assert_eq!(index().plan_load("c").len(), 2);
+    }
+
+    #[test]
+    fn bracket_expressions_match_ranges() {
+        assert_eq!(index().plan_load("input:b0019v0p1e0-e0,1,k74,r").len(), 3);
+        assert!(index().plan_load("input:b0019v0p1e0-e0,1,k75,r").is_empty());
+    }
+
+    #[test]
+    fn unknown_device_needs_nothing() {
+        assert!(index().plan_load("pci:v0000FFFFd0000").is_empty());
+    }
+
+    #[test]
+    fn line_without_colon_is_named() {
+        assert_eq!(
+            ModuleIndex::parse("a.ko:\nb.ko\n", "", "").err(),
+            Some(InvalidIndex::Dependency(2))
+        );
+    }
+
+    #[test]
+    fn index_past_the_limit_is_refused() {
+        let long = "\n".repeat(INDEX_LIMIT + 1);
+        assert!(matches!(
+            ModuleIndex::parse("", &long, ""),
+            Err(InvalidIndex::TooLong("modules.alias", _))
+        ));
+    }
+
+    #[test]
+    fn storage_is_more_urgent_than_sound() {
+        let disk = urgency("pci:v00008086d00002922sv00001AF4sd00001100bc01sc06i01");
+        assert!(disk < urgency("pci:v00008086d0000293Esv0sd0bc04sc03i00"));
+        assert!(disk < urgency("cpu:type:x86,ven0000fam0006mod0097"));
+    }
+
+    fn reference(pattern: &[u8], text: &[u8]) -> bool {
+        match (pattern.split_first(), text.split_first()) {
+            (None, None) => true,
+            (Some((b'*', rest)), _) => {
+                reference(rest, text)
+                    || text
+                        .split_first()
+                        .is_some_and(|(_, tail)| reference(pattern, tail))
+            }
+            (Some((b'?', rest)), Some((_, tail))) => reference(rest, tail),
+            (Some((a, rest)), Some((b, tail))) if a == b => reference(rest, tail),
+            _ => false,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn matching_agrees_with_the_recursive_definition(pattern in "[ab*?]{0,10}", text in "[ab]{0,10}") {
+            prop_assert_eq!(matches(pattern.as_bytes(), text.as_bytes()), reference(pattern.as_bytes(), text.as_bytes()));
+        }
+
+        #[test]
+        fn invariant_every_plan_is_in_dependency_order(edges in proptest::collection::vec((0usize..12, 0usize..12), 0..40)) {
+            // Edges from a larger to a smaller number only: no cycles.
+            let mut dep = String::new();
+            for module in 0..12 {
+                dep.push_str(&format!("k/m{module}.ko:"));
+                for (_, low) in edges.iter().filter(|(a, b)| *a == module && b < a) {
+                    dep.push_str(&format!(" k/m{low}.ko"));
+                }
+                dep.push('\n');
+            }
+            let index = ModuleIndex::parse(&dep, "", "").unwrap();
+            let plan = index.plan_load("m11");
+            for (high, low) in edges.iter().filter(|(a, b)| b < a) {
+                let place = |n: &usize| plan.iter().position(|p| *p == format!("k/m{n}.ko"));
+                if let Some(at) = place(high) {
+                    prop_assert!(place(low).is_some_and(|before| before < at));
+                }
+            }
+            prop_assert_eq!(plan.iter().collect::<BTreeSet<_>>().len(), plan.len());
+        }
+    }
+}
