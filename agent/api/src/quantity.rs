@@ -85,7 +85,7 @@ fn parse_scaled(text: &str, scale: i32) -> Result<u64, QuantityError> {
     }
     let mut inexact = false;
     while power < 0 && value > 0 {
-        inexact |= value % 10 != 0;
+        inexact |= !value.is_multiple_of(10);
         value /= 10;
         power += 1;
     }
