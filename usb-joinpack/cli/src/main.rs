@@ -1,2 +1,341 @@
-//! Makes fabrics and join packs, offline.
-fn main() {}
+//! `joinpack`: makes fabrics and join packs, offline. This file reads the command line and calls the rest.
+//!
+//! It opens no network connection. Exit codes: 0 done, 1 failed, 2 invalid input, 3 refused.
+
+mod chance;
+mod create;
+mod device;
+mod disk;
+mod fabric;
+mod failure;
+mod media;
+mod plan;
+mod show;
+mod slice;
+mod write;
+
+use anyhow::Context as _;
+use beemesh_joinpack_format::{Pack, Proof, Receipt, RootChain, Timestamp, Verified, limits};
+use clap::{Parser, Subcommand};
+use failure::{Failure, invalid};
+use media::Media;
+use show::{Form, PackView, ReceiptView};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use write::{Content, Target};
+
+/// Receipts that are looked at on one stick.
+const RECEIPTS: usize = 1024;
+
+/// Makes fabrics and join packs, offline.
+#[derive(Parser)]
+#[command(name = "joinpack", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Fabrics
+    #[command(subcommand)]
+    Fabric(FabricCommand),
+    /// Makes a pack
+    Create {
+        /// Folder of the fabric
+        #[arg(long, value_name = "DIR")]
+        fabric: PathBuf,
+        /// Where the pack goes: a folder, or a new image of a stick (FILE.img)
+        #[arg(long, value_name = "PACK")]
+        out: PathBuf,
+        #[command(flatten)]
+        plan: Box<plan::PlanArgs>,
+        /// Show what would be made and write nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Form of the output
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Form,
+    },
+    /// Says what is in a pack (a folder, an image or a stick)
+    Inspect {
+        /// The pack
+        pack: PathBuf,
+        /// Form of the output
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Form,
+    },
+    /// Judges a pack as a node would, and checks every blob
+    Verify {
+        /// The pack
+        pack: PathBuf,
+        /// Root documents that are trusted already (the fabric's root.json)
+        #[arg(long, value_name = "FILE")]
+        roots: Option<PathBuf>,
+        /// Time to judge by, e.g. 2026-01-02T03:04:05Z [default: now]
+        #[arg(long, value_name = "TIME")]
+        at: Option<Timestamp>,
+        /// Serial of the pack that was applied last
+        #[arg(long, value_name = "SERIAL")]
+        applied: Option<String>,
+        /// Form of the output
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Form,
+    },
+    /// Writes a pack to a stick, an image or a folder, and reads it back
+    Write {
+        /// The pack
+        pack: PathBuf,
+        /// Where it goes
+        #[arg(long, value_name = "DEVICE|IMAGE|FOLDER")]
+        to: PathBuf,
+        /// Do not ask before writing to a device
+        #[arg(long)]
+        yes: bool,
+        /// Say what would be done and write nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Lists and checks the receipts that nodes left on a stick
+    Receipts {
+        /// The stick, an image of it, or its folder
+        path: PathBuf,
+        /// Form of the output
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Form,
+    },
+}
+
+#[derive(Subcommand)]
+enum FabricCommand {
+    /// Makes a fabric: root and delegated keys in a new folder
+    Init {
+        /// The new folder
+        dir: PathBuf,
+        /// Name for people, a DNS label
+        #[arg(long)]
+        name: String,
+        /// Number of root keys
+        #[arg(long, default_value_t = 3)]
+        root_keys: u32,
+        /// Root keys that must sign a change of the keys
+        #[arg(long, default_value_t = 2)]
+        root_threshold: u32,
+        /// Form of the output
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Form,
+    },
+}
+
+fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    let form = match &command {
+        Command::Inspect { output, .. } | Command::Verify { output, .. } => *output,
+        _ => Form::Table,
+    };
+    // A file system that someone damaged on purpose may make its parser panic: that is a failure like any other.
+    let result = std::panic::catch_unwind(|| run(command));
+    match result {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(failure)) => {
+            if form != Form::Table {
+                let view = serde_json::json!({ "result": "refused", "code": failure.code(), "message": failure.to_string() });
+                // The failure itself is reported below in any case.
+                let _ = show::print(form, &view, |_| String::new());
+            }
+            eprintln!("joinpack: {failure}");
+            ExitCode::from(failure.exit_code())
+        }
+        Err(_) => {
+            eprintln!("joinpack: gave up on something that it could not read");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Fabric(FabricCommand::Init {
+            dir,
+            name,
+            root_keys,
+            root_threshold,
+            output,
+        }) => {
+            let info = fabric::init(&dir, &name, root_keys, root_threshold)?;
+            show::print(output, &info, |info| {
+                format!(
+                    "fabric {} ({})\nmade in {}\nmove keys/root-*.json to places that do not burn together; operator.json is for bmctl\n",
+                    info.name,
+                    info.fabric,
+                    dir.display()
+                )
+            })
+        }
+        Command::Create {
+            fabric,
+            out,
+            plan,
+            dry_run,
+            output,
+        } => create(&fabric, &out, *plan, dry_run, output),
+        Command::Inspect { pack, output } => {
+            let pack = open(&pack, None, Timestamp::EPOCH, None)?.1;
+            show::print(
+                output,
+                &PackView::new("accepted", pack.manifest(), pack.roots()),
+                PackView::in_words,
+            )
+        }
+        Command::Verify {
+            pack,
+            roots,
+            at,
+            applied,
+            output,
+        } => {
+            let trusted = roots.as_deref().map(fabric::load_roots).transpose()?;
+            let floor = at.unwrap_or_else(chance::now);
+            let (media, pack) = open(&pack, trusted.as_ref(), floor, applied.as_deref())?;
+            media.check_blobs(&pack, &mut |_| {})?;
+            show::print(
+                output,
+                &PackView::new("accepted", pack.manifest(), pack.roots()),
+                |view| {
+                    format!(
+                        "accepted: pack {} of fabric {} ({}), {} node(s), {} blob(s) checked, valid until {}\n",
+                        view.serial,
+                        view.fabric_name,
+                        view.fabric.short(),
+                        view.nodes.len(),
+                        view.blobs,
+                        view.expires
+                    )
+                },
+            )
+        }
+        Command::Write {
+            pack,
+            to,
+            yes,
+            dry_run,
+        } => copy(&pack, &to, yes, dry_run),
+        Command::Receipts { path, output } => receipts(&path, output),
+    }
+}
+
+fn open(
+    path: &Path,
+    trusted: Option<&RootChain>,
+    floor: Timestamp,
+    applied: Option<&str>,
+) -> Result<(Media, Pack<Verified>), Failure> {
+    let media = Media::open(path)?;
+    let pack = media.pack()?.1.verify(trusted, floor, applied)?;
+    Ok((media, pack))
+}
+
+fn create(dir: &Path, out: &Path, plan: plan::PlanArgs, dry_run: bool, output: Form) -> Result<(), Failure> {
+    let fabric = fabric::Fabric::load(dir)?;
+    let target = Target::resolve(out)?;
+    match &target {
+        Target::NewImage(_) => {}
+        Target::Folder(dir) if dir.join("joinpack.json").exists() => {
+            invalid!("`{}` holds a pack already: choose another folder", dir.display())
+        }
+        Target::Folder(_) => {}
+        _ => invalid!(
+            "`{}` exists: `create` makes new packs, `write --to` puts one onto a stick or image",
+            out.display()
+        ),
+    }
+    let draft = create::draft(&fabric, plan.resolve()?)?;
+    let view = PackView::new(
+        if dry_run { "would-create" } else { "created" },
+        &draft.manifest,
+        &fabric.roots,
+    );
+    if !dry_run {
+        let content = Content {
+            joinpack: draft.joinpack,
+            blobs: draft.manifest.blobs.clone(),
+            open: Box::new(|digest| {
+                let path = draft
+                    .archives
+                    .get(digest)
+                    .context("an image got lost on the way")?;
+                Ok(Box::new(File::open(path).with_context(|| {
+                    format!("failed to open `{}`", path.display())
+                })?))
+            }),
+        };
+        target.write(&content, &fabric.roots)?;
+        fabric.remember(&draft.manifest.serial)?;
+    }
+    show::print(output, &view, PackView::in_words)
+}
+
+fn copy(from: &Path, to: &Path, yes: bool, dry_run: bool) -> Result<(), Failure> {
+    if let (Ok(from), Ok(to)) = (from.canonicalize(), to.canonicalize())
+        && from == to
+    {
+        invalid!("`{}` is the pack itself: choose another place", to.display());
+    }
+    let media = Media::open(from)?;
+    let (joinpack, pack) = media.pack()?;
+    let pack = pack.verify(None, chance::now(), None)?;
+    pack.check_listing(media.listing()?)?;
+    let target = Target::resolve(to)?;
+    if dry_run {
+        println!("{}", target.in_words());
+        return Ok(());
+    }
+    target.confirm(yes)?;
+    let content = Content {
+        joinpack,
+        blobs: pack.manifest().blobs.clone(),
+        open: Box::new(|digest| media.blob(digest)),
+    };
+    target.write(&content, pack.roots())?;
+    println!(
+        "pack {} is on `{}`, read back and correct",
+        pack.manifest().serial,
+        to.display()
+    );
+    Ok(())
+}
+
+fn receipts(path: &Path, output: Form) -> Result<(), Failure> {
+    let media = Media::open(path)?;
+    let mut views = Vec::new();
+    let mut refusal = None;
+    let names = media
+        .listing()?
+        .into_iter()
+        .filter(|name| name.starts_with("receipts/") && name.ends_with(".json"));
+    for name in names.take(RECEIPTS) {
+        let content = media.read(&name, limits::RECEIPT_LIMIT)?.unwrap_or_default();
+        views.push(match Receipt::parse(&content) {
+            Ok((receipt, proof)) => ReceiptView::new(name, receipt, proof != Proof::Unsigned),
+            Err(why) => {
+                let view = ReceiptView {
+                    file: name,
+                    node: None,
+                    peer_id: None,
+                    serial: None,
+                    at: None,
+                    result: "unreadable",
+                    code: Some(why.code().to_owned()),
+                    message: Some(why.to_string()),
+                    signed: false,
+                };
+                refusal.get_or_insert(why);
+                view
+            }
+        });
+    }
+    views.sort_by(|a, b| a.file.cmp(&b.file));
+    show::print(output, &views, |views| show::receipts_in_words(views))?;
+    refusal.map_or(Ok(()), |why| Err(why.into()))
+}

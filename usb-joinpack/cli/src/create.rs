@@ -1,0 +1,151 @@
+//! Making a pack: images are measured, vouchers and one-time keys made, the manifest signed. Writing it is `write`'s.
+//!
+//! Invariant: an image is never held in memory; it is read once to know its digest and once to copy it, and a file that
+//! changed in between is refused.
+
+use crate::chance;
+use crate::fabric::Fabric;
+use crate::failure::{Failure, invalid};
+use crate::media::PIECE;
+use crate::plan::Plan;
+use anyhow::{Context as _, anyhow};
+use beemesh_ids::{Digest, DigestHasher};
+use beemesh_joinpack_format::{
+    Admission, ImageEntry, Manifest, PackVoucher, Refusal, SecretKey, StatePolicy, Voucher,
+};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{ErrorKind, Read as _};
+use std::path::{Path, PathBuf};
+
+/// Entries of an OCI archive that are looked at before giving up.
+const ENTRIES: usize = 100_000;
+
+/// A signed pack whose images still lie where they were.
+pub struct Draft {
+    /// What it says.
+    pub manifest: Manifest,
+    /// `joinpack.json`.
+    pub joinpack: Vec<u8>,
+    /// Where each blob lies.
+    pub archives: BTreeMap<Digest, PathBuf>,
+}
+
+/// Makes a pack of `fabric` as planned. Writes nothing.
+pub fn draft(fabric: &Fabric, plan: Plan) -> Result<Draft, Failure> {
+    let mut blobs = BTreeMap::new();
+    let mut archives = BTreeMap::new();
+    let mut images = Vec::new();
+    for (name, path) in plan.images {
+        check_archive(&path)?;
+        let (digest, size) = measure(&path)?;
+        blobs.insert(digest, size);
+        archives.insert(digest, path);
+        images.push(ImageEntry { name, digest, size });
+    }
+    let signers: Vec<&SecretKey> = fabric.enrolment.iter().collect();
+    let issued = chance::now();
+    let expires = issued.plus_seconds(plan.expires);
+    let mut vouchers = Vec::new();
+    for node in &plan.nodes {
+        let one_time_key = chance::key()?;
+        let voucher = Voucher {
+            fabric: fabric.roots.fabric_id().clone(),
+            id: chance::ulid(None)?.to_string(),
+            node: node.name.clone(),
+            cell: plan.cell.clone(),
+            issued,
+            expires,
+            key: one_time_key.public(),
+            admission: Admission::Policy,
+        };
+        vouchers.push(PackVoucher {
+            envelope: voucher.sign(&signers).map_err(as_input)?,
+            one_time_key,
+        });
+    }
+    let manifest = Manifest {
+        format: 1,
+        fabric: fabric.roots.fabric_id().clone(),
+        serial: fabric.next_serial()?.to_string(),
+        issued,
+        expires,
+        roots: fabric.roots.envelopes().to_vec(),
+        cell: plan.cell,
+        roster_size: plan
+            .roster_size
+            .unwrap_or(u32::try_from(plan.nodes.len()).unwrap_or(u32::MAX)),
+        nodes: plan.nodes,
+        peers: plan.peers,
+        vouchers,
+        images,
+        blobs,
+        found: plan.found,
+        state: StatePolicy {
+            blank_disk: plan.blank_disk,
+        },
+    };
+    let joinpack = manifest.sign(&signers).map_err(as_input)?.to_json();
+    Ok(Draft {
+        manifest,
+        joinpack,
+        archives,
+    })
+}
+
+/// What the format refuses here, the operator asked for.
+fn as_input(refusal: Refusal) -> Failure {
+    Failure::Invalid(anyhow!("the pack cannot be made: {refusal}"))
+}
+
+/// Digest and size of a file, in one pass.
+fn measure(path: &Path) -> Result<(Digest, u64), Failure> {
+    let context = || format!("failed to read `{}`", path.display());
+    let mut file = File::open(path).with_context(context)?;
+    let mut hasher = DigestHasher::default();
+    let mut size = 0u64;
+    let mut buffer = vec![0; PIECE];
+    loop {
+        let read = match file.read(&mut buffer) {
+            Ok(0) => return Ok((hasher.finish(), size)),
+            Ok(read) => read,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => return Err(anyhow!(error).context(context()).into()),
+        };
+        hasher.update(buffer.get(..read).unwrap_or_default());
+        size += read as u64;
+    }
+}
+
+/// An OCI archive is a tar file with `oci-layout` and `index.json` (OCI image layout specification).
+fn check_archive(path: &Path) -> Result<(), Failure> {
+    let wrong = |why: &str| {
+        let path = path.display();
+        Failure::Invalid(anyhow!(
+            "`{path}` is not an OCI archive ({why}): make one with `skopeo copy SOURCE oci-archive:{path}`"
+        ))
+    };
+    let file = File::open(path)
+        .map_err(|e| Failure::Invalid(anyhow!("failed to open `{}`: {e}", path.display())))?;
+    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        invalid!("`{}` is not a plain file", path.display());
+    }
+    let mut archive = tar::Archive::new(file);
+    let (mut layout, mut index) = (false, false);
+    let entries = archive.entries_with_seek().map_err(|e| wrong(&e.to_string()))?;
+    for entry in entries.take(ENTRIES) {
+        let entry = entry.map_err(|e| wrong(&e.to_string()))?;
+        let name = entry.path_bytes();
+        let name = name.strip_prefix(b"./").unwrap_or(&name);
+        layout |= name == b"oci-layout";
+        index |= name == b"index.json";
+        if layout && index {
+            return Ok(());
+        }
+    }
+    Err(wrong(if layout {
+        "it lacks `index.json`"
+    } else {
+        "it lacks `oci-layout`"
+    }))
+}

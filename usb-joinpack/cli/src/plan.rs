@@ -1,0 +1,283 @@
+//! What a pack should contain, from flags and from one TOML file. Reads no key and makes no pack.
+//!
+//! Invariant: a [`Plan`] names at least one node; what the format bounds, the format checks when the pack is signed.
+
+use crate::chance::parse_span;
+use crate::failure::{Failure, invalid};
+use anyhow::anyhow;
+use beemesh_ids::NodeName;
+use beemesh_joinpack_format::{NodeEntry, NodeNetwork, limits};
+use serde::Deserialize;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+/// A longer plan file is not read.
+const PLAN_LIMIT: u64 = 1 << 20;
+
+/// What to put into a pack.
+#[derive(Debug, Default, PartialEq)]
+pub struct Plan {
+    /// The nodes.
+    pub nodes: Vec<NodeEntry>,
+    /// Members to find the fabric by.
+    pub peers: Vec<String>,
+    /// Images: name and OCI archive.
+    pub images: Vec<(String, PathBuf)>,
+    /// Validity in seconds.
+    pub expires: i64,
+    /// The first node may found the cell alone.
+    pub found: bool,
+    /// An empty disk may be taken.
+    pub blank_disk: bool,
+    /// Cell.
+    pub cell: String,
+    /// Nodes that the cell will have in the end, if more than are in this pack.
+    pub roster_size: Option<u32>,
+}
+
+/// The flags of `create` that say what goes into the pack.
+#[derive(Debug, Default, clap::Args)]
+pub struct PlanArgs {
+    /// A node: NAME[,mac=aa:bb:cc:dd:ee:ff][,address=CIDR][,gateway=IP][,dns=IP][,dhcp]; address and dns may be repeated
+    #[arg(long = "node", value_name = "NODE", value_parser = parse_node)]
+    nodes: Vec<NodeEntry>,
+    /// That many nodes, named node-1 to node-N, for any machine, with DHCP
+    #[arg(long = "nodes", value_name = "N", conflicts_with = "nodes")]
+    count: Option<u32>,
+    /// A member that new nodes can reach
+    #[arg(long = "peer", value_name = "IP:PORT")]
+    peers: Vec<String>,
+    /// An image as OCI archive (a tar file)
+    #[arg(long = "image", value_name = "NAME=FILE", value_parser = parse_image)]
+    images: Vec<(String, PathBuf)>,
+    /// How long the pack can be used [default: 30d]
+    #[arg(long, value_name = "SPAN", value_parser = parse_span)]
+    expires: Option<i64>,
+    /// The first node may found the cell alone
+    #[arg(long)]
+    found: bool,
+    /// Nodes may take an empty disk for their state
+    #[arg(long)]
+    blank_disk: bool,
+    /// Cell that the nodes join [default: main]
+    #[arg(long, value_name = "NAME")]
+    cell: Option<String>,
+    /// Nodes that the cell will have in the end, if more than this pack brings
+    #[arg(long, value_name = "N")]
+    roster_size: Option<u32>,
+    /// The same from a TOML file; flags add to its lists and win over its values
+    #[arg(long, value_name = "FILE")]
+    from: Option<PathBuf>,
+}
+
+/// The TOML file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct PlanFile {
+    cell: Option<String>,
+    expires: Option<String>,
+    #[serde(default)]
+    found: bool,
+    #[serde(default)]
+    blank_disk: bool,
+    #[serde(default)]
+    peers: Vec<String>,
+    nodes: Option<u32>,
+    roster_size: Option<u32>,
+    #[serde(default)]
+    node: Vec<FileNode>,
+    #[serde(default)]
+    image: Vec<FileImage>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct FileNode {
+    name: NodeName,
+    mac: Option<String>,
+    #[serde(default)]
+    dhcp: bool,
+    #[serde(default)]
+    addresses: Vec<String>,
+    gateway: Option<String>,
+    #[serde(default)]
+    dns: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileImage {
+    name: String,
+    archive: PathBuf,
+}
+
+/// `NAME[,key=value]…` -> a node.
+fn parse_node(text: &str) -> Result<NodeEntry, String> {
+    let mut parts = text.split(',');
+    let name = parts
+        .next()
+        .unwrap_or_default()
+        .parse()
+        .map_err(|e: beemesh_ids::InvalidId| e.to_string())?;
+    let mut mac = None;
+    let mut network = NodeNetwork::default();
+    for part in parts {
+        match part.split_once('=') {
+            None if part == "dhcp" => network.dhcp = true,
+            Some(("mac", value)) if mac.is_none() => mac = Some(value.to_ascii_lowercase()),
+            Some(("address", value)) => network.addresses.push(value.to_owned()),
+            Some(("dns", value)) => network.dns.push(value.to_owned()),
+            Some(("gateway", value)) if network.gateway.is_none() => network.gateway = Some(value.to_owned()),
+            _ => {
+                return Err(format!(
+                    "`{part}` is not one of mac=, address=, gateway=, dns= and dhcp, or given twice"
+                ));
+            }
+        }
+    }
+    Ok(node(name, mac, network))
+}
+
+/// A node whose network says nothing gets DHCP, and no entry.
+fn node(name: NodeName, mac: Option<String>, network: NodeNetwork) -> NodeEntry {
+    let network = (network != NodeNetwork::default()).then_some(network);
+    NodeEntry { name, mac, network }
+}
+
+fn parse_image(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, file)) if !name.is_empty() && !file.is_empty() => Ok((name.to_owned(), file.into())),
+        _ => Err(format!("`{text}` is not NAME=FILE")),
+    }
+}
+
+fn numbered(count: u32) -> Result<Vec<NodeEntry>, Failure> {
+    if count == 0 || count as usize > limits::NODES {
+        invalid!("{count} nodes: a pack can bring 1 to {}", limits::NODES);
+    }
+    (1..=count)
+        .map(|n| {
+            let name = format!("node-{n}")
+                .parse()
+                .map_err(|e| Failure::Invalid(anyhow!("{e}")))?;
+            Ok(node(name, None, NodeNetwork::default()))
+        })
+        .collect()
+}
+
+fn read_file(path: &Path) -> Result<PlanFile, Failure> {
+    let open = || {
+        let mut text = String::new();
+        std::fs::File::open(path)?
+            .take(PLAN_LIMIT + 1)
+            .read_to_string(&mut text)
+            .map(|_| text)
+    };
+    let text = open().map_err(|e| Failure::Invalid(anyhow!("failed to read `{}`: {e}", path.display())))?;
+    if text.len() as u64 > PLAN_LIMIT {
+        invalid!("`{}` is larger than {PLAN_LIMIT} bytes", path.display());
+    }
+    toml::from_str(&text).map_err(|e| Failure::Invalid(anyhow!("`{}`: {e}", path.display())))
+}
+
+impl PlanArgs {
+    /// The plan: the file first, then the flags.
+    pub fn resolve(self) -> Result<Plan, Failure> {
+        let file = self
+            .from
+            .as_deref()
+            .map(read_file)
+            .transpose()?
+            .unwrap_or_default();
+        let base = self
+            .from
+            .as_deref()
+            .and_then(Path::parent)
+            .unwrap_or(Path::new(""));
+        let mut nodes = Vec::new();
+        for entry in file.node {
+            let FileNode {
+                name,
+                mac,
+                dhcp,
+                addresses,
+                gateway,
+                dns,
+            } = entry;
+            let mac = mac.map(|mac| mac.to_ascii_lowercase());
+            nodes.push(node(
+                name,
+                mac,
+                NodeNetwork {
+                    dhcp,
+                    addresses,
+                    gateway,
+                    dns,
+                },
+            ));
+        }
+        nodes.extend(self.nodes);
+        match self.count.or(file.nodes) {
+            Some(count) if nodes.is_empty() => nodes = numbered(count)?,
+            Some(_) => invalid!("nodes are given by number and by name: choose one"),
+            None => {}
+        }
+        if nodes.is_empty() {
+            invalid!("the pack names no node: give --node NAME or --nodes N");
+        }
+        let in_file = match file.expires.as_deref().map(parse_span).transpose() {
+            Ok(span) => span,
+            Err(message) => invalid!("{message}"),
+        };
+        let mut images: Vec<_> = file
+            .image
+            .into_iter()
+            .map(|i| (i.name, base.join(i.archive)))
+            .collect();
+        images.extend(self.images);
+        Ok(Plan {
+            nodes,
+            peers: [file.peers, self.peers].concat(),
+            images,
+            expires: self.expires.or(in_file).unwrap_or(30 * 86_400),
+            found: self.found || file.found,
+            blank_disk: self.blank_disk || file.blank_disk,
+            cell: self.cell.or(file.cell).unwrap_or_else(|| "main".to_owned()),
+            roster_size: self.roster_size.or(file.roster_size),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_reads_all_its_settings() {
+        let node = parse_node(
+            "till-1,mac=52:54:00:AA:00:01,address=10.0.0.5/24,gateway=10.0.0.1,dns=10.0.0.1,dns=9.9.9.9",
+        )
+        .unwrap();
+        let network = node.network.unwrap();
+        assert_eq!(node.mac.as_deref(), Some("52:54:00:aa:00:01"));
+        assert_eq!(network.addresses, ["10.0.0.5/24"]);
+        assert_eq!(network.dns, ["10.0.0.1", "9.9.9.9"]);
+        assert!(!network.dhcp);
+        assert_eq!(parse_node("till-2").unwrap().network, None);
+    }
+
+    #[test]
+    fn misspelt_settings_of_a_node_are_named() {
+        for bad in ["till,adress=10.0.0.5/24", "till,mac=1,mac=2", "Till", ""] {
+            assert!(parse_node(bad).is_err(), "{bad}");
+        }
+        assert!(parse_node("till,adress=x").unwrap_err().contains("`adress=x`"));
+    }
+
+    #[test]
+    fn numbered_nodes_are_bounded() {
+        assert_eq!(numbered(2).unwrap()[1].name.as_str(), "node-2");
+        assert!(numbered(0).is_err());
+        assert!(numbered(513).is_err());
+    }
+}

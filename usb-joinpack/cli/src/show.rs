@@ -1,0 +1,304 @@
+//! What people and scripts are shown: packs, receipts, fabrics. Decides nothing, and never shows a secret.
+
+use crate::chance;
+use crate::disk::in_words;
+use crate::failure::Failure;
+use anyhow::Context as _;
+use beemesh_ids::{Digest, FabricId, NodeName, PeerId};
+use beemesh_joinpack_format::{Manifest, NodeEntry, Outcome, Receipt, Role, RootChain, Timestamp};
+use serde::Serialize;
+use std::fmt::Write as _;
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Form {
+    /// For people.
+    Table,
+    /// One JSON document.
+    Json,
+    /// One YAML document.
+    Yaml,
+}
+
+/// What a pack is, without its secrets.
+#[derive(Debug, Serialize)]
+pub struct PackView {
+    /// `accepted`, or `would-create` before it is made.
+    pub result: &'static str,
+    /// Name of the fabric.
+    pub fabric_name: String,
+    /// Id of the fabric.
+    pub fabric: FabricId,
+    /// Version of the newest root document.
+    pub root_version: u32,
+    /// Enrolment signatures demanded.
+    pub threshold: usize,
+    /// Serial.
+    pub serial: String,
+    /// When it was made.
+    pub issued: Timestamp,
+    /// Until when it can be used.
+    pub expires: Timestamp,
+    /// By this machine's clock.
+    pub expired: bool,
+    /// Cell.
+    pub cell: String,
+    /// Nodes of the cell in the end.
+    pub roster_size: u32,
+    /// Nodes.
+    pub nodes: Vec<NodeEntry>,
+    /// Number of vouchers.
+    pub vouchers: usize,
+    /// Peers.
+    pub peers: Vec<String>,
+    /// Images.
+    pub images: Vec<ImageView>,
+    /// Number of blobs.
+    pub blobs: usize,
+    /// Bytes of all blobs.
+    pub blob_bytes: u64,
+    /// The first node may found the cell alone.
+    pub found: bool,
+    /// An empty disk may be taken.
+    pub blank_disk: bool,
+}
+
+/// An image.
+#[derive(Debug, Serialize)]
+pub struct ImageView {
+    /// Name.
+    pub name: String,
+    /// Digest of its archive.
+    pub digest: Digest,
+    /// Bytes of its archive.
+    pub size: u64,
+}
+
+impl PackView {
+    /// The view of a manifest.
+    pub fn new(result: &'static str, manifest: &Manifest, roots: &RootChain) -> Self {
+        let images = manifest.images.iter();
+        Self {
+            result,
+            fabric_name: roots.current().fabric_name.clone(),
+            fabric: manifest.fabric.clone(),
+            root_version: roots.version(),
+            threshold: roots.role(Role::Enrolment).threshold(),
+            serial: manifest.serial.clone(),
+            issued: manifest.issued,
+            expires: manifest.expires,
+            expired: manifest.expires < chance::now(),
+            cell: manifest.cell.clone(),
+            roster_size: manifest.roster_size,
+            nodes: manifest.nodes.clone(),
+            vouchers: manifest.vouchers.len(),
+            peers: manifest.peers.clone(),
+            images: images
+                .map(|i| ImageView {
+                    name: i.name.clone(),
+                    digest: i.digest,
+                    size: i.size,
+                })
+                .collect(),
+            blobs: manifest.blobs.len(),
+            blob_bytes: manifest
+                .blobs
+                .values()
+                .fold(0, |sum, size| sum.saturating_add(*size)),
+            found: manifest.found,
+            blank_disk: manifest.state.blank_disk,
+        }
+    }
+
+    /// Everything in words.
+    pub fn in_words(&self) -> String {
+        let mut text = String::new();
+        let mut line = |name: &str, value: String| {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{name:<10} {value}");
+        };
+        line("fabric", format!("{} ({})", self.fabric_name, self.fabric));
+        line(
+            "trust",
+            format!(
+                "root document {}, {} enrolment signature(s) demanded",
+                self.root_version, self.threshold
+            ),
+        );
+        line("serial", self.serial.clone());
+        line(
+            "valid",
+            format!(
+                "{} to {}{}",
+                self.issued,
+                self.expires,
+                if self.expired { " -- EXPIRED" } else { "" }
+            ),
+        );
+        line(
+            "cell",
+            format!("{}, {} node(s) in the end", self.cell, self.roster_size),
+        );
+        line(
+            "found",
+            if self.found {
+                "the first node may found the cell alone"
+            } else {
+                "nodes join members that exist"
+            }
+            .into(),
+        );
+        line(
+            "disks",
+            if self.blank_disk {
+                "an empty disk may be taken for the state"
+            } else {
+                "disks are left alone"
+            }
+            .into(),
+        );
+        line(
+            "peers",
+            if self.peers.is_empty() {
+                "none, nodes find each other on the link".into()
+            } else {
+                self.peers.join(", ")
+            },
+        );
+        line(
+            "vouchers",
+            format!("{}, for whoever holds the stick", self.vouchers),
+        );
+        line("blobs", format!("{}, {}", self.blobs, in_words(self.blob_bytes)));
+        let nodes = self.nodes.iter().map(|node| {
+            let network = node.network.as_ref();
+            let mut addresses = network.map(|n| n.addresses.clone()).unwrap_or_default();
+            if network.is_none_or(|n| n.dhcp) {
+                addresses.insert(0, "DHCP".into());
+            }
+            let machine = node.mac.clone().unwrap_or_else(|| "any machine".into());
+            let gateway = network.and_then(|n| n.gateway.clone()).unwrap_or_default();
+            vec![
+                node.name.to_string(),
+                machine,
+                addresses.join(" "),
+                gateway,
+                network.map(|n| n.dns.join(" ")).unwrap_or_default(),
+            ]
+        });
+        text += &table(&["NODE", "MACHINE", "ADDRESSES", "GATEWAY", "DNS"], nodes);
+        if !self.images.is_empty() {
+            let images = self
+                .images
+                .iter()
+                .map(|i| vec![i.name.clone(), in_words(i.size), i.digest.to_string()]);
+            text += &table(&["IMAGE", "SIZE", "DIGEST"], images);
+        }
+        text
+    }
+}
+
+/// A receipt as it was found.
+#[derive(Debug, Serialize)]
+pub struct ReceiptView {
+    /// Path on the stick.
+    pub file: String,
+    /// Node.
+    pub node: Option<NodeName>,
+    /// Peer id.
+    pub peer_id: Option<PeerId>,
+    /// Serial of the pack.
+    pub serial: Option<String>,
+    /// When, by the node's clock.
+    pub at: Option<Timestamp>,
+    /// `applied`, `refused` or `unreadable`.
+    pub result: &'static str,
+    /// Code of the refusal, by the node or of the receipt itself.
+    pub code: Option<String>,
+    /// The sentence.
+    pub message: Option<String>,
+    /// The node's key signed it.
+    pub signed: bool,
+}
+
+impl ReceiptView {
+    /// The view of a receipt that can be read.
+    pub fn new(file: String, receipt: Receipt, signed: bool) -> Self {
+        let (result, code, message) = match receipt.outcome {
+            Outcome::Applied => ("applied", None, None),
+            Outcome::Refused { code, message } => ("refused", Some(code), Some(message)),
+        };
+        let Receipt {
+            node,
+            peer_id,
+            serial,
+            at,
+            ..
+        } = receipt;
+        Self {
+            file,
+            node,
+            peer_id,
+            serial,
+            at: Some(at),
+            result,
+            code,
+            message,
+            signed,
+        }
+    }
+}
+
+/// All receipts for people.
+pub fn receipts_in_words(receipts: &[ReceiptView]) -> String {
+    let text = |value: Option<String>| value.unwrap_or_else(|| "-".into());
+    let rows = receipts.iter().map(|r| {
+        let outcome = match (&r.code, &r.message) {
+            (Some(code), Some(message)) => format!("{} ({code}): {message}", r.result),
+            _ => r.result.to_owned(),
+        };
+        let proof = if r.signed { "signed" } else { "unsigned" };
+        let peer = r.peer_id.as_ref().map(|peer| peer.short().to_owned());
+        let at = r.at.map(|at| at.to_string());
+        vec![
+            text(r.node.as_ref().map(|n| n.to_string())),
+            text(peer),
+            text(at),
+            text(r.serial.clone()),
+            proof.into(),
+            outcome,
+        ]
+    });
+    table(&["NODE", "PEER", "AT", "PACK", "PROOF", "OUTCOME"], rows)
+}
+
+/// A plain table, control characters removed: some of it was written by strangers.
+fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_preset(comfy_table::presets::NOTHING);
+    table.set_header(head.iter().copied());
+    for row in rows {
+        table.add_row(
+            row.into_iter()
+                .map(|cell| cell.chars().filter(|c| !c.is_control()).collect::<String>()),
+        );
+    }
+    format!("{}\n", table.trim_fmt())
+}
+
+/// Prints a result in the form asked for.
+pub fn print<T: Serialize>(
+    form: Form,
+    value: &T,
+    in_words: impl FnOnce(&T) -> String,
+) -> Result<(), Failure> {
+    let text = match form {
+        Form::Table => in_words(value),
+        Form::Json => serde_json::to_string_pretty(value).context("failed to write JSON")? + "\n",
+        Form::Yaml => serde_saphyr::to_string(value).context("failed to write YAML")?,
+    };
+    use std::io::Write as _;
+    Ok(std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("failed to print")?)
+}
