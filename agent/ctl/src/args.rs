@@ -1,0 +1,284 @@
+//! The command line: every command, flag and help text. It parses; it does nothing.
+
+use crate::duration::parse_duration;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::{path::PathBuf, time::Duration};
+
+/// The agent's unix socket where nothing else is said.
+pub const DEFAULT_SOCKET: &str = "/run/beemesh/agent.sock";
+/// Environment variable that stands for `--node`.
+pub const NODE_VARIABLE: &str = "BMCTL_NODE";
+/// Environment variable that stands for `--context`.
+pub const CONTEXT_VARIABLE: &str = "BMCTL_CONTEXT";
+
+const ROOT_HELP: &str = "\
+Which node is asked:
+  --socket PATH, else --node IP:PORT, else $BMCTL_NODE, else /run/beemesh/agent.sock if it is there.
+  Any node of the fabric will do: each knows all nodes and pods, and passes on what concerns another.
+
+Who is asking:
+  --context FILE, else $BMCTL_CONTEXT. The file is written by `joinpack fabric init`, holds the operator's
+  secret key and must be readable by you alone (chmod 600). It is needed for --node and for every change.
+
+Examples:
+  bmctl --node 192.168.1.21:7443 --context operator.json nodes
+  export BMCTL_NODE=192.168.1.21:7443 BMCTL_CONTEXT=~/fabric/operator.json
+  bmctl apply -f web.yaml --wait
+  bmctl pods -o json
+
+Exit codes: 0 done, 1 failed, 2 invalid input, 3 not authorised, 4 timed out.";
+
+const APPLY_HELP: &str = "\
+The file holds Kubernetes manifests: `v1` Pod and `apps/v1` Deployment, several with `---` between them.
+All of them are checked before anything is sent. Each becomes a change that you sign; the nodes check the signature.
+
+Examples:
+  bmctl apply -f web.yaml
+  bmctl apply -f web.yaml --dry-run -o yaml     show the signed changes, send nothing
+  bmctl apply -f web.yaml --wait --timeout 2m   stay until all pods are ready, exit code 4 if they are not
+  sed s/1.22/1.24/ web.yaml | bmctl apply -f -";
+
+const DELETE_HELP: &str = "\
+Examples:
+  bmctl delete deployment/web
+  bmctl delete -n shop pod/till pod/printer
+  bmctl delete -f web.yaml --wait";
+
+const PODS_HELP: &str = "\
+Examples:
+  bmctl pods               pods of the namespace `default`
+  bmctl pods -n shop
+  bmctl pods -A -o json";
+
+const LOGS_HELP: &str = "\
+Examples:
+  bmctl logs web-0
+  bmctl logs -f --tail 20 web-0 -c nginx
+  bmctl logs -t web-0 -o json     one JSON document a line, with time and stream";
+
+const EXEC_HELP: &str = "\
+The command runs to its end, then its output is shown (at most 8 MiB each of standard output and error), and bmctl
+leaves with the exit code of the command; 128 + N where signal N ended it. There is no terminal.
+
+Examples:
+  bmctl exec web-0 -- nginx -t
+  echo 'select 1' | bmctl exec -i db-0 -c postgres -- psql";
+
+const EVENTS_HELP: &str = "\
+Examples:
+  bmctl events
+  bmctl events -f -o json     one JSON document a line, as they happen";
+
+const IMAGES_HELP: &str = "\
+Examples:
+  bmctl images
+  bmctl images import nginx.tar     an OCI archive, as `skopeo copy docker://nginx oci-archive:nginx.tar` writes it";
+
+/// Looks after a Beemesh fabric: its nodes, and the pods that run on them.
+#[derive(Debug, Parser)]
+#[command(name = "bmctl", version, after_help = ROOT_HELP, max_term_width = 110)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub struct Bmctl {
+    /// Flags of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Unix socket of the agent on this machine
+    #[arg(long, global = true, value_name = "PATH", conflicts_with = "node")]
+    pub socket: Option<PathBuf>,
+    /// A node's address, over mutual TLS [env: BMCTL_NODE]
+    #[arg(long, global = true, value_name = "IP:PORT")]
+    pub node: Option<String>,
+    /// Operator context: the fabric's root documents and your key [env: BMCTL_CONTEXT]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub context: Option<PathBuf>,
+    /// How to print
+    #[arg(short, long, global = true, value_name = "FORMAT", value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+    /// Longest time to wait, such as 500ms, 60s, 2m [default: 30s; 60s with --wait; 10m for exec and import]
+    #[arg(long, global = true, value_name = "DURATION", value_parser = parse_duration)]
+    pub timeout: Option<Duration>,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Columns for people
+    Table,
+    /// JSON; streams as one document a line
+    Json,
+    /// YAML; streams with `---` before each document
+    Yaml,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Lists the members of the fabric
+    #[command(visible_alias = "node")]
+    Nodes,
+    /// Lists pods: where they run and how they are
+    #[command(visible_alias = "pod", after_help = PODS_HELP)]
+    Pods {
+        /// Namespace
+        #[arg(short, long, value_name = "NS", default_value = "default")]
+        namespace: String,
+        /// All namespaces
+        #[arg(short = 'A', long, conflicts_with = "namespace")]
+        all_namespaces: bool,
+    },
+    /// Makes the fabric run what manifests say
+    #[command(after_help = APPLY_HELP)]
+    Apply {
+        /// Manifest file, `-` for standard input; may be given several times
+        #[arg(short, long = "filename", value_name = "FILE", required = true)]
+        file: Vec<PathBuf>,
+        /// How to send it
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+    /// Ends workloads and forgets them
+    #[command(after_help = DELETE_HELP)]
+    Delete {
+        /// What to delete: `pod/NAME` or `deployment/NAME`
+        #[arg(
+            value_name = "KIND/NAME",
+            required_unless_present = "file",
+            conflicts_with = "file"
+        )]
+        targets: Vec<String>,
+        /// Delete what this manifest file names; `-` for standard input
+        #[arg(short, long = "filename", value_name = "FILE", conflicts_with = "namespace")]
+        file: Vec<PathBuf>,
+        /// Namespace of the targets
+        #[arg(short, long, value_name = "NS", default_value = "default")]
+        namespace: String,
+        /// How to send it
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+    /// Shows what a container wrote
+    #[command(after_help = LOGS_HELP)]
+    Logs {
+        /// Stay and show what comes
+        #[arg(short, long)]
+        follow: bool,
+        /// Only the newest N lines of what is there
+        #[arg(long, value_name = "N")]
+        tail: Option<u64>,
+        /// Put the time before each line
+        #[arg(short, long)]
+        timestamps: bool,
+        /// Which container of which pod
+        #[command(flatten)]
+        target: ContainerArgs,
+    },
+    /// Runs a command in a container
+    #[command(after_help = EXEC_HELP)]
+    Exec {
+        /// Pass standard input on to the command (at most 1 MiB)
+        #[arg(short = 'i', long)]
+        stdin: bool,
+        /// Which container of which pod
+        #[command(flatten)]
+        target: ContainerArgs,
+        /// The command and its arguments, after `--`
+        #[arg(last = true, required = true, value_name = "COMMAND")]
+        argv: Vec<String>,
+    },
+    /// Shows what happened in the fabric
+    #[command(after_help = EVENTS_HELP)]
+    Events {
+        /// Stay and show what comes
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Lists a node's images, or brings one to it
+    #[command(after_help = IMAGES_HELP)]
+    Images {
+        /// What to do instead of listing
+        #[command(subcommand)]
+        command: Option<ImagesCommand>,
+    },
+}
+
+/// What can be done with images.
+#[derive(Debug, Subcommand)]
+pub enum ImagesCommand {
+    /// Sends an OCI archive to the node's store
+    Import {
+        /// OCI archive (tar), `-` for standard input
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+}
+
+/// How a change is sent.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct ChangeArgs {
+    /// Print what would be sent, signed as it would be, and send nothing
+    #[arg(long, conflicts_with = "wait")]
+    pub dry_run: bool,
+    /// Stay until it is done on the nodes, at most --timeout (60s)
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// Which container of which pod.
+#[derive(Debug, Clone, Args)]
+pub struct ContainerArgs {
+    /// Namespace of the pod
+    #[arg(short, long, value_name = "NS", default_value = "default")]
+    pub namespace: String,
+    /// Container; the pod's first one where it is not given
+    #[arg(short, long, value_name = "NAME")]
+    pub container: Option<String>,
+    /// Name of the pod
+    #[arg(value_name = "POD")]
+    pub pod: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Bmctl::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_stand_before_or_after_the_command() {
+        let before = Bmctl::try_parse_from(["bmctl", "-o", "json", "pods"]).unwrap();
+        let after = Bmctl::try_parse_from(["bmctl", "pods", "-o", "json"]).unwrap();
+        assert_eq!(
+            (before.global.output, after.global.output),
+            (Format::Json, Format::Json)
+        );
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for line in [
+            "bmctl --socket a --node b:1 nodes",
+            "bmctl pods -A -n x",
+            "bmctl delete",
+            "bmctl delete pod/a -f b",
+            "bmctl apply",
+            "bmctl apply -f a --dry-run --wait",
+            "bmctl exec pod",
+            "bmctl nodes --timeout 5",
+            "bmctl nodes -o xml",
+        ] {
+            assert!(Bmctl::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! The commands. Each asks the node through the client and prints the answer; none decides about the fabric.
+
+mod change;
+mod container;
+mod list;
+mod manifest;
+mod wait;
+
+use crate::args::{Bmctl, Command, ImagesCommand};
+use crate::failure::{Class, Failure};
+use crate::session::Session;
+use std::time::Duration;
+
+/// Patience for what moves much data or runs a foreign command.
+const LONG: Duration = Duration::from_secs(600);
+
+/// Runs one command line. Gives the exit code: 0, or that of a command run by `exec`.
+///
+/// # Errors
+/// What could not be done, with its class.
+pub async fn run(line: Bmctl) -> Result<u8, Failure> {
+    let session = Session { global: line.global };
+    match line.command {
+        Command::Nodes => list::nodes(&session).await?,
+        Command::Pods {
+            namespace,
+            all_namespaces,
+        } => {
+            let namespace = if all_namespaces {
+                None
+            } else {
+                Some(path_name("namespace", &namespace)?)
+            };
+            list::pods(&session, namespace).await?;
+        }
+        Command::Events { follow: false } => list::events(&session).await?,
+        Command::Events { follow: true } => list::follow_events(&session).await?,
+        Command::Images { command: None } => list::images(&session).await?,
+        Command::Images {
+            command: Some(ImagesCommand::Import { file }),
+        } => list::import(&session, &file).await?,
+        Command::Apply { file, change } => change::apply(&session, &file, change).await?,
+        Command::Delete {
+            targets,
+            file,
+            namespace,
+            change,
+        } => {
+            change::delete(&session, &targets, &file, &namespace, change).await?;
+        }
+        Command::Logs {
+            follow,
+            tail,
+            timestamps,
+            target,
+        } => {
+            let options = crate::client::LogOptions { follow, tail };
+            container::logs(&session, &target, options, timestamps).await?;
+        }
+        Command::Exec { stdin, target, argv } => {
+            return container::exec(&session, &target, argv, stdin).await;
+        }
+    }
+    Ok(0)
+}
+
+/// `name`, if it can be the name of a `what`.
+fn path_name<'a>(what: &str, name: &'a str) -> Result<&'a str, Failure> {
+    if crate::client::is_path_name(name) {
+        return Ok(name);
+    }
+    let shown: String = name.chars().take(80).collect();
+    Err(
+        Failure::new(Class::Invalid, format!("`{shown}` is not the name of a {what}"))
+            .hint("names are made of a-z, 0-9, `-` and `.`, and begin and end with a letter or digit"),
+    )
+}

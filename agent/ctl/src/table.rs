@@ -1,0 +1,263 @@
+//! Tables for people: nodes, pods, events, images, changes. Columns and their order are stable, scripts should still
+//! prefer `-o json`. Invariant: a cell never holds a control character, whatever the node sent.
+
+use beemesh_agent_api::shim::Phase;
+use beemesh_agent_api::view::{Assurance, EventView, ImageView, LogLine, NodeStatus, NodeView, PodView};
+use comfy_table::{ContentArrangement, Table, presets};
+use time::format_description::BorrowedFormatItem;
+use time::{OffsetDateTime, macros::format_description};
+
+/// What stands where there is nothing.
+const NOTHING: &str = "-";
+const TIME: &[BorrowedFormatItem<'_>] =
+    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+
+pub(crate) fn draw(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table
+        .load_preset(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(header);
+    for row in rows {
+        table.add_row(row.into_iter().map(|cell| visible(&cell)));
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 3));
+    }
+    let mut text = String::new();
+    for line in table.lines() {
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// `text` with control characters as visible escapes, `-` where it is empty.
+pub(crate) fn visible(text: &str) -> String {
+    if text.is_empty() {
+        return NOTHING.to_owned();
+    }
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            out.extend(c.escape_default())
+        } else {
+            out.push(c)
+        }
+    }
+    out
+}
+
+fn or_nothing<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| NOTHING.to_owned(), |value| value.to_string())
+}
+
+fn millis(value: Option<u64>) -> String {
+    value.map_or_else(|| NOTHING.to_owned(), |ms| format!("{ms}ms"))
+}
+
+pub(crate) fn nodes(nodes: &[NodeView]) -> String {
+    let header = [
+        "NAME",
+        "STATUS",
+        "ASSURANCE",
+        "PODS",
+        "ADDRESS",
+        "VERSION",
+        "JOINED",
+        "PEER-ID",
+    ];
+    let row = |node: &NodeView| {
+        let status = match node.status {
+            NodeStatus::Ready => "Ready",
+            NodeStatus::Suspect => "Suspect",
+            NodeStatus::Down => "Down",
+        };
+        let assurance = match node.assurance {
+            Assurance::Low => "low",
+            Assurance::Tpm => "tpm",
+        };
+        vec![
+            node.name.to_string(),
+            status.to_owned(),
+            assurance.to_owned(),
+            node.pods.to_string(),
+            or_nothing(node.addresses.first()),
+            node.version.clone(),
+            millis(node.joined_after_ms),
+            node.peer_id.to_string(),
+        ]
+    };
+    draw(&header, nodes.iter().map(row))
+}
+
+/// The name that people know a phase by.
+pub(crate) fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Pending => "Pending",
+        Phase::Running => "Running",
+        Phase::Succeeded => "Succeeded",
+        Phase::Failed => "Failed",
+    }
+}
+
+pub(crate) fn pods(pods: &[PodView], with_namespace: bool) -> String {
+    let mut header = vec![
+        "NAME", "READY", "STATUS", "RESTARTS", "NODE", "IP", "PORTS", "START", "REASON",
+    ];
+    if with_namespace {
+        header.insert(0, "NAMESPACE");
+    }
+    let row = |pod: &PodView| {
+        let running = pod
+            .containers
+            .iter()
+            .filter(|container| container.pid.is_some())
+            .count();
+        let restarts: u64 = pod
+            .containers
+            .iter()
+            .map(|container| u64::from(container.restarts))
+            .sum();
+        let ports: Vec<String> = pod
+            .ports
+            .iter()
+            .map(|(node, pod)| format!("{node}->{pod}"))
+            .collect();
+        let mut row = vec![
+            pod.name.clone(),
+            format!("{running}/{}", pod.containers.len()),
+            phase(pod.phase).to_owned(),
+            restarts.to_string(),
+            or_nothing(pod.node.as_ref()),
+            or_nothing(pod.ip.as_ref()),
+            ports.join(","),
+            millis(pod.start_ms),
+            or_nothing(pod.reason.as_ref()),
+        ];
+        if with_namespace {
+            row.insert(0, pod.workload.namespace.clone());
+        }
+        row
+    };
+    draw(&header, pods.iter().map(row))
+}
+
+pub(crate) fn images(images: &[ImageView]) -> String {
+    let row = |image: &ImageView| vec![image.name.clone(), image.digest.to_string(), size(image.size)];
+    draw(&["NAME", "DIGEST", "SIZE"], images.iter().map(row))
+}
+
+/// A size in bytes for people, in powers of 1024 with one decimal.
+fn size(bytes: u64) -> String {
+    let mut unit = 1u64;
+    for name in ["B", "KiB", "MiB", "GiB"] {
+        let next = unit.saturating_mul(1024);
+        if bytes < next || name == "GiB" {
+            let tenths = u128::from(bytes) * 10 / u128::from(unit);
+            return if unit == 1 {
+                format!("{bytes}{name}")
+            } else {
+                format!("{}.{}{name}", tenths / 10, tenths % 10)
+            };
+        }
+        unit = next;
+    }
+    bytes.to_string()
+}
+
+fn time(ms: u64) -> String {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000)
+        .ok()
+        .and_then(|at| at.format(TIME).ok())
+        .unwrap_or_else(|| format!("{ms}ms"))
+}
+
+pub(crate) const EVENT_HEADER: [&str; 5] = ["TIME", "NODE", "REASON", "OBJECT", "MESSAGE"];
+
+fn event_row(event: &EventView) -> Vec<String> {
+    vec![
+        time(event.at_ms),
+        event.node.to_string(),
+        event.reason.clone(),
+        event.object.clone(),
+        event.message.clone(),
+    ]
+}
+
+pub(crate) fn events(events: &[EventView]) -> String {
+    draw(&EVENT_HEADER, events.iter().map(event_row))
+}
+
+/// A row of a table that is still growing: columns of a fixed width that longer cells overrun.
+pub(crate) fn event_line(event: &EventView) -> String {
+    fixed(event_row(event).iter().map(String::as_str))
+}
+
+/// The header above [`event_line`].
+pub(crate) fn event_line_header() -> String {
+    fixed(EVENT_HEADER.into_iter())
+}
+
+fn fixed<'a>(cells: impl Iterator<Item = &'a str>) -> String {
+    let mut line = String::new();
+    for (cell, width) in cells.zip([24, 16, 18, 24, 0]) {
+        line.push_str(&format!("{:<width$}   ", visible(cell)));
+    }
+    line.truncate(line.trim_end().len());
+    line.push('\n');
+    line
+}
+
+/// A line of a container's output. The line itself is left as it is: programs colour their output.
+pub(crate) fn log_line(line: &LogLine, timestamps: bool) -> String {
+    if timestamps {
+        format!("{} {}\n", visible(&line.time), line.line)
+    } else {
+        format!("{}\n", line.line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_and_lines_do_not_end_with_blanks() {
+        let rows = [
+            vec!["a".to_owned(), String::new()],
+            vec!["long-name".to_owned(), "x".to_owned()],
+        ];
+        assert_eq!(
+            draw(&["NAME", "B"], rows),
+            "NAME        B\na           -\nlong-name   x\n"
+        );
+    }
+
+    #[test]
+    fn control_characters_of_the_node_are_shown_not_obeyed() {
+        let rows = [vec!["a\u{1b}[2J\nb".to_owned()]];
+        assert_eq!(draw(&["NAME"], rows), "NAME\na\\u{1b}[2J\\nb\n");
+    }
+
+    #[test]
+    fn sizes_have_binary_units() {
+        let shown = [0, 1023, 1024, 1536, 5 << 20, 3 << 30, u64::MAX].map(size);
+        let expected = [
+            "0B",
+            "1023B",
+            "1.0KiB",
+            "1.5KiB",
+            "5.0MiB",
+            "3.0GiB",
+            "17179869183.9GiB",
+        ];
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn times_are_utc_with_milliseconds() {
+        assert_eq!(time(1_767_323_045_678), "2026-01-02T03:04:05.678Z");
+        assert_eq!(time(u64::MAX), format!("{}ms", u64::MAX));
+    }
+}

@@ -1,0 +1,11 @@
+//! Runs the `bmctl` binary against a node made for the test: what it prints, sends and leaves with.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod changes;
+mod containers;
+mod failures;
+mod lists;
+mod node;
+mod run;
+mod tls;
+mod views;

@@ -1,0 +1,111 @@
+//! The client behind TLS, with certificates made for the test: what is spoken, and whose refusal is which.
+
+use crate::node::{Answer, Node, line};
+use crate::views;
+use beemesh_agent_ctl::client::{Client, ClientError, Endpoint};
+use beemesh_agent_ctl::failure::Class;
+use rcgen::{CertifiedKey, KeyPair};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use std::sync::Arc;
+use std::time::Duration;
+
+struct Party {
+    certificate: CertificateDer<'static>,
+    key: Vec<u8>,
+}
+
+impl Party {
+    fn new() -> Self {
+        let CertifiedKey { cert, signing_key }: CertifiedKey<KeyPair> =
+            rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        Self {
+            certificate: cert.der().clone(),
+            key: signing_key.serialize_der(),
+        }
+    }
+
+    fn key(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::try_from(self.key.clone()).unwrap()
+    }
+
+    fn trusted(&self) -> RootCertStore {
+        let mut store = RootCertStore::empty();
+        store.add(self.certificate.clone()).unwrap();
+        store
+    }
+}
+
+/// A node that accepts only `operator`.
+fn node(node: &Party, operator: &Party, handler: impl FnMut() -> Answer + Send + 'static) -> Node {
+    let mut handler = handler;
+    let verifier = WebPkiClientVerifier::builder(Arc::new(operator.trusted()))
+        .build()
+        .unwrap();
+    let config = ServerConfig::builder()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![node.certificate.clone()], node.key())
+        .unwrap();
+    Node::start_tls(config, move |_| handler())
+}
+
+/// A client that trusts only `node` and shows `operator`, if any.
+fn client(at: &Node, node: &Party, operator: Option<&Party>) -> Client {
+    let builder = ClientConfig::builder().with_root_certificates(node.trusted());
+    let config = match operator {
+        Some(party) => builder
+            .with_client_auth_cert(vec![party.certificate.clone()], party.key())
+            .unwrap(),
+        None => builder.with_no_client_auth(),
+    };
+    let endpoint = Endpoint::Tls {
+        address: at.socket().to_owned(),
+        config: Arc::new(config),
+    };
+    Client::new(endpoint).with_timeout(Duration::from_secs(20))
+}
+
+#[tokio::test]
+async fn lists_and_streams_come_over_tls() {
+    let (box_, operator) = (Party::new(), Party::new());
+    let at = node(&box_, &operator, || Answer::json(200, &views::nodes()));
+    assert_eq!(
+        client(&at, &box_, Some(&operator)).nodes().await.unwrap(),
+        views::nodes()
+    );
+
+    let events = views::events();
+    let (first, second) = (line(&events[0]), line(&events[1]));
+    let at = node(&box_, &operator, move || {
+        Answer::pieces(200, [Ok(first.clone()), Ok(second.clone())])
+    });
+    let mut stream = client(&at, &box_, Some(&operator)).follow_events().await.unwrap();
+    for event in events {
+        assert_eq!(stream.next().await.unwrap(), Some(event));
+    }
+    assert_eq!(stream.next().await.unwrap(), None);
+}
+
+#[track_caller]
+fn assert_refused(result: Result<Vec<beemesh_agent_api::view::NodeView>, ClientError>, at: &Node) {
+    let error = result.unwrap_err();
+    assert_eq!(error.class(), Class::NotAuthorised, "{error:?}");
+    assert!(!error.is_transient(), "{error:?}");
+    assert!(at.seen().is_empty());
+}
+
+#[tokio::test]
+async fn a_node_that_refuses_the_operators_certificate_is_not_authorised() {
+    let (box_, operator, stranger) = (Party::new(), Party::new(), Party::new());
+    let at = node(&box_, &operator, || Answer::json(200, &views::nodes()));
+    assert_refused(client(&at, &box_, None).nodes().await, &at);
+    assert_refused(client(&at, &box_, Some(&stranger)).nodes().await, &at);
+}
+
+#[tokio::test]
+async fn a_node_that_cannot_prove_itself_is_asked_nothing() {
+    let (box_, operator, other) = (Party::new(), Party::new(), Party::new());
+    let at = node(&box_, &operator, || Answer::json(200, &views::nodes()));
+    assert_refused(client(&at, &other, Some(&operator)).nodes().await, &at);
+}
