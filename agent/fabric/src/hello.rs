@@ -1,0 +1,189 @@
+//! What two peers say to each other on the first substream of a connection. Bytes in, values out; no decision.
+//!
+//! Dialer: `Hello`. Listener: `Verdict`, and its `Hello` if the verdict is `Admitted`. Dialer: `Verdict`.
+//! `Hello` is a length (u32, big endian) and that many bytes: version (u8), listen port (u16), credential.
+//! `Verdict` is a code (u8), a length (u8) and a reason of that many bytes (UTF-8).
+
+use crate::MAX_CREDENTIAL;
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use std::io;
+
+const VERSION: u8 = 1;
+const HEADER: usize = 3;
+/// Longest reason that is told to the other side, in bytes.
+pub(crate) const MAX_REASON: usize = 200;
+
+/// What a node shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Hello {
+    /// The TCP and UDP port it listens on.
+    pub(crate) port: u16,
+    pub(crate) credential: Vec<u8>,
+}
+
+/// What a node answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Admitted,
+    Refused(String),
+    /// There is a connection already, or one is being made.
+    Duplicate,
+}
+
+/// Why what was read is not what was expected.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HelloError {
+    #[error("the connection ended during the exchange of credentials")]
+    Io(#[from] io::Error),
+    #[error("the credential is too large: {0} bytes, at most {MAX_CREDENTIAL} are possible")]
+    TooLarge(usize),
+    #[error("the other side speaks version {0} of the handshake, this side version {VERSION}")]
+    Version(u8),
+    #[error("the other side does not speak this handshake")]
+    Malformed,
+}
+
+impl Hello {
+    pub(crate) async fn write(&self, io: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        let mut bytes = Vec::with_capacity(4 + HEADER + self.credential.len());
+        bytes.extend(((HEADER + self.credential.len()) as u32).to_be_bytes());
+        bytes.push(VERSION);
+        bytes.extend(self.port.to_be_bytes());
+        bytes.extend(&self.credential);
+        io.write_all(&bytes).await?;
+        io.flush().await
+    }
+
+    /// Reads at most what [`MAX_CREDENTIAL`] allows: the length is judged before anything is allocated for it.
+    pub(crate) async fn read(io: &mut (impl AsyncRead + Unpin)) -> Result<Self, HelloError> {
+        let mut length = [0; 4];
+        io.read_exact(&mut length).await?;
+        let length = u32::from_be_bytes(length) as usize;
+        let credential = length.checked_sub(HEADER).ok_or(HelloError::Malformed)?;
+        if credential > MAX_CREDENTIAL {
+            return Err(HelloError::TooLarge(credential));
+        }
+        let mut header = [0; HEADER];
+        io.read_exact(&mut header).await?;
+        let [version, high, low] = header;
+        if version != VERSION {
+            return Err(HelloError::Version(version));
+        }
+        let mut bytes = vec![0; credential];
+        io.read_exact(&mut bytes).await?;
+        Ok(Self {
+            port: u16::from_be_bytes([high, low]),
+            credential: bytes,
+        })
+    }
+}
+
+impl Verdict {
+    pub(crate) async fn write(&self, io: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        let (code, reason) = match self {
+            Verdict::Admitted => (0, ""),
+            Verdict::Refused(reason) => (1, cut(reason)),
+            Verdict::Duplicate => (2, ""),
+        };
+        let mut bytes = vec![code, reason.len() as u8];
+        bytes.extend(reason.as_bytes());
+        io.write_all(&bytes).await?;
+        io.flush().await
+    }
+
+    pub(crate) async fn read(io: &mut (impl AsyncRead + Unpin)) -> Result<Self, HelloError> {
+        let mut header = [0; 2];
+        io.read_exact(&mut header).await?;
+        let [code, length] = header;
+        if usize::from(length) > MAX_REASON {
+            return Err(HelloError::Malformed);
+        }
+        let mut reason = vec![0; usize::from(length)];
+        io.read_exact(&mut reason).await?;
+        match code {
+            0 => Ok(Verdict::Admitted),
+            1 => Ok(Verdict::Refused(printable(&String::from_utf8_lossy(&reason)))),
+            2 => Ok(Verdict::Duplicate),
+            _ => Err(HelloError::Malformed),
+        }
+    }
+}
+
+fn cut(reason: &str) -> &str {
+    let mut end = reason.len().min(MAX_REASON);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    reason.get(..end).unwrap_or("")
+}
+
+/// The reason is a stranger's text and will be printed.
+fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::{executor::block_on, io::Cursor};
+    use proptest::prelude::*;
+
+    fn written(hello: &Hello) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        block_on(hello.write(&mut bytes)).unwrap();
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(port: u16, credential in proptest::collection::vec(any::<u8>(), 0..MAX_CREDENTIAL)) {
+            let hello = Hello { port, credential };
+            let read = block_on(Hello::read(&mut Cursor::new(written(&hello)))).unwrap();
+            prop_assert_eq!(read, hello);
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_a_panic_and_within_the_bound(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(hello) = block_on(Hello::read(&mut Cursor::new(bytes.clone()))) {
+                prop_assert!(hello.credential.len() <= MAX_CREDENTIAL);
+            }
+            if let Ok(Verdict::Refused(reason)) = block_on(Verdict::read(&mut Cursor::new(bytes))) {
+                prop_assert!(!reason.chars().any(char::is_control));
+            }
+        }
+
+        #[test]
+        fn a_reason_arrives_cut_at_the_bound_and_whole_characters(reason in "[a-zäß€😀]{0,300}") {
+            let mut bytes = Vec::new();
+            block_on(Verdict::Refused(reason.clone()).write(&mut bytes)).unwrap();
+            let Verdict::Refused(read) = block_on(Verdict::read(&mut Cursor::new(bytes))).unwrap() else {
+                panic!("not refused")
+            };
+            prop_assert!(reason.starts_with(&read) && read.len() <= MAX_REASON);
+            prop_assert!(read.len() + 4 > reason.len().min(MAX_REASON));
+        }
+    }
+
+    #[test]
+    fn a_length_over_the_bound_is_refused_before_its_bytes_are_read() {
+        let mut bytes = u32::MAX.to_be_bytes().to_vec();
+        bytes.push(VERSION);
+        let error = block_on(Hello::read(&mut Cursor::new(bytes))).unwrap_err();
+        assert!(matches!(error, HelloError::TooLarge(_)), "{error}");
+    }
+
+    #[test]
+    fn another_version_is_refused() {
+        let mut bytes = written(&Hello {
+            port: 1,
+            credential: vec![],
+        });
+        bytes[4] = 2;
+        assert!(matches!(
+            block_on(Hello::read(&mut Cursor::new(bytes))),
+            Err(HelloError::Version(2))
+        ));
+    }
+}

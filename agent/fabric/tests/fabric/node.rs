@@ -1,0 +1,263 @@
+//! Nodes for the tests: started on 127.0.0.1, with one expectation per event.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
+
+use beemesh_agent_fabric::{Admission, Fabric, FabricConfig, FabricEvent, FabricStream};
+use beemesh_ids::PeerId;
+use std::{
+    collections::HashSet,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A credential is the word "member" and the peer's id.
+#[derive(Default)]
+struct Members {
+    all: bool,
+    banned: Mutex<HashSet<PeerId>>,
+}
+
+impl Admission for Members {
+    fn admit(&self, peer: &PeerId, credential: &[u8]) -> Result<(), String> {
+        if self.banned.lock().unwrap().contains(peer) {
+            return Err(format!("`{peer}` is banned"));
+        }
+        match self.all || credential == format!("member {peer}").as_bytes() {
+            true => Ok(()),
+            false => Err(format!("not a member: `{peer}`")),
+        }
+    }
+}
+
+pub fn member(seed: u8) -> Vec<u8> {
+    format!("member {}", peer_of(seed)).into_bytes()
+}
+
+fn peer_of(seed: u8) -> PeerId {
+    let key = libp2p::identity::Keypair::ed25519_from_bytes([seed; 32]).unwrap();
+    key.public().to_peer_id().to_base58().parse().unwrap()
+}
+
+pub fn config(seed: u8, credential: Vec<u8>) -> FabricConfig {
+    FabricConfig {
+        secret: [seed; 32],
+        credential,
+        admission: Arc::new(Members::default()),
+        listen_port: 0,
+        bootstrap: vec![],
+        mdns: false,
+    }
+}
+
+pub struct Node {
+    pub fabric: Fabric,
+    pub events: mpsc::Receiver<FabricEvent>,
+    pub port: u16,
+    id: PeerId,
+    members: Arc<Members>,
+}
+
+impl Node {
+    pub fn member(seed: u8) -> Self {
+        Self::with_credential(seed, member(seed))
+    }
+
+    pub fn with_credential(seed: u8, credential: Vec<u8>) -> Self {
+        Self::start(config(seed, credential), Members::default())
+    }
+
+    pub fn open_to_all(seed: u8) -> Self {
+        Self::start(
+            config(seed, vec![]),
+            Members {
+                all: true,
+                ..Members::default()
+            },
+        )
+    }
+
+    pub fn bootstrapped(seed: u8, others: &[&Node]) -> Self {
+        let mut config = config(seed, member(seed));
+        config.bootstrap = others.iter().map(|node| node.socket().to_string()).collect();
+        Self::start(config, Members::default())
+    }
+
+    fn start(mut config: FabricConfig, members: Members) -> Self {
+        let members = Arc::new(members);
+        config.admission = members.clone();
+        for _ in 0..20 {
+            let port = {
+                let tcp = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+                tcp.local_addr().unwrap().port()
+            };
+            let config = FabricConfig {
+                secret: config.secret,
+                credential: config.credential.clone(),
+                admission: config.admission.clone(),
+                listen_port: port,
+                bootstrap: config.bootstrap.clone(),
+                mdns: config.mdns,
+            };
+            if let Ok((fabric, events)) = Fabric::start_on(config, &[Ipv4Addr::LOCALHOST.into()]) {
+                return Self {
+                    id: fabric.peer_id().clone(),
+                    fabric,
+                    events,
+                    port,
+                    members,
+                };
+            }
+        }
+        panic!("no free port in 20 attempts");
+    }
+
+    pub fn id(&self) -> &PeerId {
+        &self.id
+    }
+
+    pub fn socket(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    pub fn dial(&self, other: &Node, transport: &str) {
+        let address = match transport {
+            "tcp" => format!("/ip4/127.0.0.1/tcp/{}", other.port),
+            _ => format!("/ip4/127.0.0.1/udp/{}/quic-v1", other.port),
+        };
+        self.fabric.dial(&address).unwrap();
+    }
+
+    pub fn ban(&self, peer: &PeerId) {
+        self.members.banned.lock().unwrap().insert(peer.clone());
+    }
+
+    /// As when the machine is switched off, except for what the system still sends for a closed socket.
+    pub fn stop(&mut self) {
+        let (_, closed) = mpsc::channel(1);
+        self.events = closed;
+    }
+
+    /// The next event that is not about an address.
+    async fn event(&mut self, expected: &str) -> FabricEvent {
+        loop {
+            let event = tokio::time::timeout(PATIENCE, self.events.recv()).await;
+            match event
+                .unwrap_or_else(|_| panic!("waited in vain for {expected}"))
+                .expect("the fabric stopped")
+            {
+                FabricEvent::Listening { .. } => {}
+                event => return event,
+            }
+        }
+    }
+
+    /// The next event must be the connection to `other`.
+    pub async fn connected(&mut self, other: &Node) -> (String, Vec<u8>) {
+        match self.event("a connection").await {
+            FabricEvent::Connected {
+                peer,
+                credential,
+                address,
+            } if peer == other.id => (address, credential),
+            event => panic!("expected a connection, got {event:?}"),
+        }
+    }
+
+    /// The next event must be the end of the connection to `other`.
+    pub async fn disconnected(&mut self, other: &Node) {
+        match self.event("the end of a connection").await {
+            FabricEvent::Disconnected { peer } if peer == other.id => {}
+            event => panic!("expected the end of a connection, got {event:?}"),
+        }
+    }
+
+    /// The next event must be a message of `other`.
+    pub async fn message(&mut self, other: &Node) -> Vec<u8> {
+        match self.event("a message").await {
+            FabricEvent::Message { from, bytes } if from == other.id => bytes,
+            event => panic!("expected a message, got {event:?}"),
+        }
+    }
+
+    /// The next event must be a stream of `other`.
+    pub async fn stream(&mut self, other: &Node) -> FabricStream {
+        match self.event("a stream").await {
+            FabricEvent::Stream { from, stream } if from == other.id => stream,
+            event => panic!("expected a stream, got {event:?}"),
+        }
+    }
+
+    /// The next event must be the refusal of `other`.
+    pub async fn refused(&mut self, other: &Node) -> String {
+        match self.event("a refusal").await {
+            FabricEvent::Refused { peer, reason, .. } if peer.as_ref() == Some(&other.id) => reason,
+            event => panic!("expected a refusal, got {event:?}"),
+        }
+    }
+
+    /// The next event must be the refusal of somebody.
+    pub async fn refusal(&mut self) -> String {
+        match self.event("a refusal").await {
+            FabricEvent::Refused { reason, .. } => reason,
+            event => panic!("expected a refusal, got {event:?}"),
+        }
+    }
+}
+
+/// A cable: forwards TCP until it is frozen, then keeps the sockets and forwards nothing.
+pub struct Proxy {
+    pub port: u16,
+    frozen: Arc<AtomicBool>,
+}
+
+impl Proxy {
+    pub async fn to(node: &Node) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (target, frozen) = (node.socket(), Arc::new(AtomicBool::new(false)));
+        let flag = frozen.clone();
+        tokio::spawn(async move {
+            while let Ok((from, _)) = listener.accept().await {
+                let Ok(to) = TcpStream::connect(target).await else {
+                    continue;
+                };
+                let (from_read, from_write) = from.into_split();
+                let (to_read, to_write) = to.into_split();
+                tokio::spawn(forward(from_read, to_write, flag.clone()));
+                tokio::spawn(forward(to_read, from_write, flag.clone()));
+            }
+        });
+        Self { port, frozen }
+    }
+
+    pub fn freeze(&self) {
+        self.frozen.store(true, Ordering::Relaxed);
+    }
+}
+
+async fn forward(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    frozen: Arc<AtomicBool>,
+) {
+    let mut buffer = vec![0; 65536];
+    loop {
+        let read = from.read(&mut buffer).await.unwrap_or(0);
+        while frozen.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        if read == 0 || to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+    }
+}
