@@ -24,6 +24,14 @@ pub mod path {
     pub const BOOT_STARTED: &str = "/run/beemesh/boot-started-ms";
     /// A request to power off or reboot: whoever can write here (root) writes `poweroff` or `reboot` (atomic rename).
     pub const SHUTDOWN: &str = "/run/beemesh/shutdown";
+    /// What services print goes to `<LOG>/<service>.log`, at most 1 MiB, and one older file `<service>.log.1`.
+    pub const LOG: &str = "/run/beemesh/log";
+    /// Where `/etc/resolv.conf` of the image points. Written by `beemesh-net` (atomic rename).
+    pub const RESOLV_CONF: &str = "/run/beemesh/resolv.conf";
+    /// Services run below here, one cgroup each, all controllers delegated.
+    pub const SERVICE_CGROUPS: &str = "/sys/fs/cgroup/beemesh/services";
+    /// Pods run below here, all controllers delegated; init never kills what is in it before the shutdown.
+    pub const POD_CGROUPS: &str = "/sys/fs/cgroup/beemesh/pods";
     /// The agent's REST socket.
     pub const AGENT_SOCKET: &str = "/run/beemesh/agent.sock";
     /// Lines written to this FIFO appear on every console, at most 400 bytes each.
@@ -34,6 +42,9 @@ pub mod path {
 pub const JOIN_LABEL: &str = "BEEMESHJOIN";
 /// Label of the state volume's file system and GPT partition name.
 pub const STATE_LABEL: &str = "BEEMESHSTATE";
+
+/// Name of the opened state volume below `/dev/mapper`.
+pub const STATE_MAPPER: &str = "beemesh-state";
 
 /// A stick came or went.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

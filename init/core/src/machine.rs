@@ -173,11 +173,12 @@ impl Init {
         }
         let services = self.services.iter().filter_map(Service::deadline_ms);
         let settle = self.cold_plug.limit_ms.filter(|_| !self.cold_plug.settled);
-        let way = self
-            .shutdown
-            .into_iter()
-            .flat_map(|way| [Some(way.limit_ms), way.stage.deadline_ms()])
-            .flatten();
+        // After the last SIGKILL the limit has nothing left to hasten.
+        let way = self.shutdown.map(|way| match way.stage {
+            Stage::Killed { finish_at_ms } => finish_at_ms,
+            Stage::Others { kill_at_ms } => kill_at_ms.min(way.limit_ms),
+            Stage::Services | Stage::Finished => way.limit_ms,
+        });
         services.chain(settle).chain(way).min()
     }
 

@@ -273,6 +273,26 @@ fn shutdown_during_a_start_stops_what_was_being_started() {
     assert_eq!(init.step(2, Event::Started("net")), [Command::Terminate("net")]);
 }
 
+#[test]
+fn last_grace_that_reaches_past_the_limit_does_not_spin_the_clock() {
+    let mut init = running();
+    init.step(0, Event::ShutdownAsked(Shutdown::Reboot));
+    init.step(100, Event::Ended("agent", Ending::Exited(0)));
+    init.step(
+        LIMIT_MS - OTHERS_GRACE_MS - 100,
+        Event::Ended("net", Ending::Exited(0)),
+    );
+    let mut now = LIMIT_MS - 100;
+    assert_eq!(init.step(now, Event::Tick), [Command::KillEveryone]);
+    for _ in 0..4 {
+        let Some(due) = init.deadline_ms() else { return };
+        assert!(due > now, "due {due} at {now}");
+        now = due;
+        init.step(now, Event::Tick);
+    }
+    panic!("still not down");
+}
+
 #[derive(Debug, Clone)]
 enum Act {
     Wait(u64),
@@ -417,7 +437,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
     #[test]
     fn invariant_no_order_of_events_breaks_the_machine(acts in proptest::collection::vec(act(), 0..120)) {
         let mut world = World {

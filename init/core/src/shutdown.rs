@@ -16,13 +16,3 @@ pub(crate) enum Stage {
     Killed { finish_at_ms: u64 },
     Finished,
 }
-
-impl Stage {
-    pub(crate) fn deadline_ms(self) -> Option<u64> {
-        match self {
-            Self::Services | Self::Finished => None,
-            Self::Others { kill_at_ms } => Some(kill_at_ms),
-            Self::Killed { finish_at_ms } => Some(finish_at_ms),
-        }
-    }
-}

@@ -1,2 +1,71 @@
-//! PID 1.
-fn main() {}
+//! PID 1: the driver of `init/core`. Maps events of the kernel to the core's events and the core's commands to system
+//! calls; decides nothing.
+//!
+//! The same program runs again as a short-lived child for whatever may block (`jobs`), and as the kernel's
+//! `modprobe`. Invariant: nothing here panics (denied below), and PID 1 itself never waits for a device, a file
+//! system, a console or a child.
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::string_slice
+)]
+
+mod chain;
+mod console;
+mod devices;
+mod driver;
+mod early;
+mod emergency;
+mod jobs;
+mod loader;
+mod logs;
+mod power;
+mod services;
+mod system;
+
+use std::process::ExitCode;
+
+/// Where the program lies in the real root.
+const SELF: &str = "/usr/lib/beemesh/beemesh-init";
+/// Set when the program runs itself again from the real root: milliseconds on CLOCK_BOOTTIME of its first line.
+const STARTED_VARIABLE: &str = "BEEMESH_BOOT_STARTED_MS";
+
+fn main() -> ExitCode {
+    if std::process::id() != 1 {
+        return jobs::main(std::env::args().skip(1));
+    }
+    std::panic::set_hook(Box::new(|info| {
+        emergency::enter(
+            "go on: its first program has a fault",
+            &info.to_string(),
+            emergency::SUPPORT,
+        );
+    }));
+    let started_ms = std::env::var(STARTED_VARIABLE)
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let failure = match started_ms {
+        None => early::run(driver::now_ms()),
+        Some(started_ms) => driver::run(started_ms),
+    };
+    emergency::enter(failure.what, &failure.detail, failure.remedy)
+}
+
+/// Why PID 1 cannot go on, in words for the console.
+struct Fatal {
+    what: &'static str,
+    detail: String,
+    remedy: &'static str,
+}
+
+impl Fatal {
+    fn of(phase: beemesh_init_core::boot::Phase, error: &dyn std::error::Error) -> Self {
+        Self {
+            what: phase.what(),
+            detail: chain::words(error),
+            remedy: phase.remedy(),
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! What runs in short-lived children because it may block, and the kernel's `modprobe`. The exit code is the outcome.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::sync::{Mutex, PoisonError};
+
+use beemesh_init_api::{JOIN_LABEL, STATE_MAPPER, path};
+use beemesh_init_core::modules::urgency;
+use beemesh_init_core::uevent::parse_sysfs;
+use beemesh_init_core::volume::{BOOT_SECTOR, ROOT_DIRECTORY_BYTES, parse_boot_sector, parse_root_label};
+use beemesh_init_core::{Job, Outcome};
+use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::chain::{Attempt, StepError, words};
+use crate::loader::Loader;
+
+/// Exit code of [`Outcome::Nothing`].
+const NOTHING: u8 = 3;
+/// Devices whose modalias a cold plug reads.
+const DEVICES_LIMIT: usize = 16_384;
+/// Depth of sysfs that a cold plug walks.
+const DEPTH_LIMIT: u32 = 24;
+
+/// The arguments that make this program carry out `job`.
+pub fn arguments(job: &Job) -> Vec<String> {
+    match job {
+        Job::ColdPlug => vec!["cold-plug".to_owned()],
+        Job::LoadModules(modaliases) => std::iter::once("load-modules".to_owned())
+            .chain(modaliases.iter().cloned())
+            .collect(),
+        Job::MountStick(device) => vec!["mount-stick".to_owned(), device.clone()],
+        Job::UnmountStick => vec!["unmount-stick".to_owned()],
+    }
+}
+
+/// Reads the outcome from an exit code.
+pub fn outcome(code: Option<i32>) -> Outcome {
+    match code {
+        Some(0) => Outcome::Done,
+        Some(code) if code == i32::from(NOTHING) => Outcome::Nothing,
+        _ => Outcome::Failed,
+    }
+}
+
+/// The program as a child.
+pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
+    let outcome = match arguments.next().as_deref() {
+        Some("cold-plug") => cold_plug(),
+        Some("load-modules") => load(&arguments.collect::<Vec<_>>()),
+        // What the kernel calls for request_module(): `modprobe -q -- NAME`.
+        Some("-q") => load(&arguments.filter(|a| !a.starts_with('-')).collect::<Vec<_>>()),
+        Some("mount-stick") => arguments
+            .next()
+            .map_or(Outcome::Failed, |device| report(mount_stick(&device))),
+        Some("unmount-stick") => report(
+            umount2(path::STICK, MntFlags::MNT_DETACH)
+                .attempt("unmount", path::STICK)
+                .map(|()| true),
+        ),
+        Some("close-disks") => close_disks(),
+        _ => {
+            eprintln!("beemesh-init is the first program of a Beemesh system; the kernel starts it");
+            return ExitCode::from(2);
+        }
+    };
+    match outcome {
+        Outcome::Done => ExitCode::SUCCESS,
+        Outcome::Nothing => ExitCode::from(NOTHING),
+        Outcome::Failed => ExitCode::FAILURE,
+    }
+}
+
+fn report(result: Result<bool, StepError>) -> Outcome {
+    match result {
+        Ok(true) => Outcome::Done,
+        Ok(false) => Outcome::Nothing,
+        Err(error) => {
+            eprintln!("{}", words(&error));
+            Outcome::Failed
+        }
+    }
+}
+
+// Modules.
+
+fn load(requests: &[String]) -> Outcome {
+    load_ordered(
+        requests
+            .iter()
+            .map(|request| (urgency(request), request.clone()))
+            .collect(),
+    )
+}
+
+fn cold_plug() -> Outcome {
+    let mut found = BTreeMap::new();
+    walk(Path::new("/sys/devices"), 0, &mut found);
+    load_ordered(
+        found
+            .into_keys()
+            .map(|modalias| (urgency(&modalias), modalias))
+            .collect(),
+    )
+}
+
+/// Two at a time: while one driver waits for its device, the other goes on. The kernel makes a module that is wanted
+/// twice wait for itself.
+fn load_ordered(mut requests: Vec<(u8, String)>) -> Outcome {
+    let loader = match Loader::open(true) {
+        Ok(loader) => loader,
+        Err(error) => {
+            eprintln!("{}", words(&error));
+            return Outcome::Failed;
+        }
+    };
+    requests.sort();
+    requests.reverse();
+    let queue = Mutex::new(requests);
+    let work = || {
+        let mut loaded = 0;
+        loop {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let Some((_, request)) = next else { return loaded };
+            match loader.load(&request) {
+                Ok(count) => loaded += count,
+                Err(errors) => errors.iter().for_each(|error| eprintln!("{}", words(error))),
+            }
+        }
+    };
+    let loaded = std::thread::scope(|scope| {
+        let other = scope.spawn(work);
+        work() + other.join().unwrap_or(0)
+    });
+    if loaded > 0 {
+        Outcome::Done
+    } else {
+        Outcome::Nothing
+    }
+}
+
+fn walk(directory: &Path, depth: u32, found: &mut BTreeMap<String, ()>) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let Ok(kind) = entry.file_type() else { continue };
+        if kind.is_dir() && depth < DEPTH_LIMIT {
+            walk(&entry.path(), depth + 1, found);
+        } else if kind.is_file() && entry.file_name() == "modalias" && found.len() < DEVICES_LIMIT {
+            let text = fs::read_to_string(entry.path()).unwrap_or_default();
+            if !text.trim().is_empty() {
+                found.insert(text.trim().to_owned(), ());
+            }
+        }
+    }
+}
+
+// The stick.
+
+/// `Ok(true)`: mounted; `Ok(false)`: not a join stick, or there is one already.
+fn mount_stick(device: &str) -> Result<bool, StepError> {
+    let node = format!("/dev/{device}");
+    // A reader without a card says ENOMEDIUM: nothing to mount is not a failure.
+    let Ok(mut file) = File::open(&node) else {
+        return Ok(false);
+    };
+    let mut sector = [0; BOOT_SECTOR];
+    if file.read_exact(&mut sector).is_err() {
+        return Ok(false);
+    }
+    let Some(fat) = parse_boot_sector(&sector) else {
+        return Ok(false);
+    };
+    if fat.label != JOIN_LABEL && !is_named_by_partition(device) {
+        file.seek(SeekFrom::Start(fat.root_directory))
+            .attempt("read", &node)?;
+        let mut directory = Vec::new();
+        file.take(ROOT_DIRECTORY_BYTES as u64)
+            .read_to_end(&mut directory)
+            .attempt("read", &node)?;
+        if parse_root_label(&directory).as_deref() != Some(JOIN_LABEL) {
+            return Ok(false);
+        }
+    }
+    let lock = File::open(path::RUN).attempt("open", path::RUN)?;
+    let Ok(_lock) = Flock::lock(lock, FlockArg::LockExclusive) else {
+        return Ok(false);
+    };
+    let above = fs::metadata(path::RUN).attempt("look at", path::RUN)?.dev();
+    if fs::metadata(path::STICK).attempt("look at", path::STICK)?.dev() != above {
+        return Ok(false);
+    }
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(
+        Some(node.as_str()),
+        path::STICK,
+        Some("vfat"),
+        flags,
+        None::<&str>,
+    )
+    .attempt("mount", &node)?;
+    Ok(true)
+}
+
+fn is_named_by_partition(device: &str) -> bool {
+    let text = fs::read_to_string(format!("/sys/class/block/{device}/uevent")).unwrap_or_default();
+    parse_sysfs("block", &text).partname.as_deref() == Some(JOIN_LABEL)
+}
+
+// The end.
+
+/// Everything to the disks, then the file systems unmounted from the innermost out, then the state volume closed.
+fn close_disks() -> Outcome {
+    nix::unistd::sync();
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let kept = ["/", "/proc", "/sys", "/dev", "/run"];
+    for target in table
+        .lines()
+        .rev()
+        .filter_map(|line| line.split(' ').nth(4))
+        .filter(|t| !kept.contains(t))
+    {
+        // Octal escapes stand for blanks; no mount of ours has one.
+        if umount2(target, MntFlags::empty()).is_err() {
+            let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+            let _ = mount(None::<&str>, target, None::<&str>, read_only, None::<&str>);
+            let _ = umount2(target, MntFlags::MNT_DETACH);
+        }
+    }
+    nix::unistd::sync();
+    if Path::new("/dev/mapper").join(STATE_MAPPER).exists() {
+        let _ = Command::new("/usr/sbin/cryptsetup")
+            .args(["close", STATE_MAPPER])
+            .status();
+    }
+    Outcome::Done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_say_what_the_job_came_to() {
+        assert_eq!(outcome(Some(0)), Outcome::Done);
+        assert_eq!(outcome(Some(3)), Outcome::Nothing);
+        assert_eq!(outcome(Some(101)), Outcome::Failed);
+        assert_eq!(outcome(None), Outcome::Failed);
+    }
+}

@@ -1,0 +1,104 @@
+//! In the real root, before the event loop: memory file systems, cgroups, links, first files. The phases are listed
+//! in `init/core`.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use beemesh_init_api::path;
+use beemesh_init_core::mounts::{
+    CONTROLLERS, DELEGATING_CGROUPS, DIRECTORIES, LINKS, MADE_FOR_MOUNTS, Mount, ROOT,
+};
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sys::resource::{Resource, setrlimit};
+
+use crate::SELF;
+use crate::chain::{Attempt, StepError};
+
+/// Open files that a service may have: soft and hard.
+const OPEN_FILES: (u64, u64) = (65_536, 1_048_576);
+
+/// Mounts each; one that is there already is left as it is.
+///
+/// # Errors
+/// [`StepError`] of the first that is needed and fails.
+pub fn mount_all(mounts: &[Mount]) -> Result<(), StepError> {
+    for m in mounts {
+        let mut flags = MsFlags::MS_NOSUID;
+        flags.set(MsFlags::MS_NOEXEC, !m.exec);
+        flags.set(MsFlags::MS_NODEV, !m.dev);
+        match mount(Some(m.source), m.target, Some(m.kind), flags, Some(m.data)) {
+            Ok(()) | Err(Errno::EBUSY) => {}
+            Err(_) if !m.needed => {}
+            Err(e) => return Err(e).attempt("mount", m.target),
+        }
+    }
+    Ok(())
+}
+
+/// The memory file systems. From here on the kernel asks this program for modules.
+pub fn mount_system() -> Result<(), StepError> {
+    let _ = fs::write("/proc/sys/kernel/modprobe", SELF);
+    for directory in MADE_FOR_MOUNTS {
+        make_directory(directory)?;
+    }
+    mount_all(&ROOT)
+}
+
+/// Hands the controllers down. A controller that the kernel lacks is no reason not to boot.
+pub fn delegate_cgroups() -> Result<(), StepError> {
+    for group in DELEGATING_CGROUPS {
+        let group = Path::new("/sys/fs/cgroup").join(group);
+        make_directory(&group)?;
+        for controller in CONTROLLERS {
+            let _ = fs::write(group.join("cgroup.subtree_control"), format!("+{controller}"));
+        }
+    }
+    Ok(())
+}
+
+/// Directories, links, limits, first files.
+pub fn prepare(started_ms: u64) -> Result<(), StepError> {
+    for directory in DIRECTORIES {
+        make_directory(directory)?;
+    }
+    for (link, target) in LINKS {
+        match std::os::unix::fs::symlink(target, link) {
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+            other => other.attempt("link", link)?,
+        }
+    }
+    let _ = nix::unistd::sethostname("beemesh");
+    let _ = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1);
+    // Ctrl-Alt-Del becomes a signal, and the way down is orderly.
+    let _ = nix::sys::reboot::set_cad_enabled(false);
+    write_atomically(path::BOOT_STARTED, &started_ms.to_string())
+}
+
+/// Writes a whole file or nothing: a temporary file, then a rename.
+///
+/// # Errors
+/// [`StepError`].
+pub fn write_atomically(path: &str, content: &str) -> Result<(), StepError> {
+    let temporary = format!("{path}.new");
+    fs::write(&temporary, content).attempt("write", &temporary)?;
+    fs::rename(&temporary, path).attempt("write", path)
+}
+
+/// The release's version as the image says it.
+pub fn release_version() -> String {
+    let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let value = text.lines().find_map(|line| line.strip_prefix("VERSION_ID="));
+    value.map_or_else(
+        || env!("CARGO_PKG_VERSION").to_owned(),
+        |v| v.trim_matches('"').to_owned(),
+    )
+}
+
+fn make_directory(path: impl AsRef<Path>) -> Result<(), StepError> {
+    match fs::create_dir_all(&path) {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(e).attempt("make", path),
+        _ => Ok(()),
+    }
+}
