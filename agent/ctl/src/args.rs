@@ -11,6 +11,9 @@ pub const NODE_VARIABLE: &str = "BMCTL_NODE";
 /// Environment variable that stands for `--context`.
 pub const CONTEXT_VARIABLE: &str = "BMCTL_CONTEXT";
 
+/// Heading of the flags that every command has, below those of its own.
+const EVERYWHERE: &str = "Options of every command";
+
 const ROOT_HELP: &str = "\
 Which node is asked:
   --socket PATH, else --node IP:PORT, else $BMCTL_NODE, else /run/beemesh/agent.sock if it is there.
@@ -91,19 +94,19 @@ pub struct Bmctl {
 #[derive(Debug, Clone, Args)]
 pub struct Global {
     /// Unix socket of the agent on this machine
-    #[arg(long, global = true, value_name = "PATH", conflicts_with = "node")]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "PATH", conflicts_with = "node")]
     pub socket: Option<PathBuf>,
     /// A node's address, over mutual TLS [env: BMCTL_NODE]
-    #[arg(long, global = true, value_name = "IP:PORT")]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "IP:PORT")]
     pub node: Option<String>,
     /// Operator context: the fabric's root documents and your key [env: BMCTL_CONTEXT]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "FILE")]
     pub context: Option<PathBuf>,
     /// How to print
-    #[arg(short, long, global = true, value_name = "FORMAT", value_enum, default_value_t = Format::Table)]
+    #[arg(short, long, global = true, help_heading = EVERYWHERE, value_name = "FORMAT", value_enum, default_value_t = Format::Table)]
     pub output: Format,
     /// Longest time to wait, such as 500ms, 60s, 2m [default: 30s; 60s with --wait; 10m for exec and import]
-    #[arg(long, global = true, value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "DURATION", value_parser = parse_duration)]
     pub timeout: Option<Duration>,
 }
 

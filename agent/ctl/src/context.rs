@@ -9,7 +9,7 @@ use beemesh_agent_api::record::{CHANGE_PAYLOAD_TYPE, Change};
 use beemesh_ids::FabricId;
 use beemesh_joinpack_format::limits::OPERATOR_LIMIT;
 use beemesh_joinpack_format::{Envelope, KeyId, OperatorContext, Refusal, Role, RootChain, SecretKey};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::{fs::File, io, io::Read as _, path::Path};
 
 /// Why a context cannot be used.
@@ -77,7 +77,13 @@ impl Operator {
     /// # Errors
     /// See [`ContextError`].
     pub fn load(path: &Path) -> Result<Self, ContextError> {
-        let file = File::open(path).map_err(ContextError::Read)?;
+        // Without waiting: a pipe would keep the caller until somebody writes into it.
+        let flags = nix::fcntl::OFlag::O_NONBLOCK.bits();
+        let file = File::options()
+            .read(true)
+            .custom_flags(flags)
+            .open(path)
+            .map_err(ContextError::Read)?;
         let about = file.metadata().map_err(ContextError::Read)?;
         if !about.is_file() {
             return Err(ContextError::NotAFile);

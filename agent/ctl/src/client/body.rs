@@ -41,7 +41,8 @@ impl Upload {
     /// Reads `reader` to its end on a thread of its own, no more than the queue ahead of the network.
     pub(super) fn from_reader(mut reader: impl io::Read + Send + 'static, length: Option<u64>) -> Self {
         let (sender, pieces) = mpsc::channel(UPLOAD_QUEUE);
-        tokio::task::spawn_blocking(move || {
+        // Not a task of the runtime: a reader that blocks for ever, such as a terminal, must not hold up its end.
+        std::thread::spawn(move || {
             loop {
                 let mut piece = vec![0; UPLOAD_PIECE];
                 let read = match reader.read(&mut piece) {

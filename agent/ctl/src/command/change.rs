@@ -7,7 +7,7 @@ use super::manifest::read_manifests;
 use super::path_name;
 use super::wait::{WAIT, wait_gone, wait_ready};
 use crate::args::{ChangeArgs, Format};
-use crate::client::{Client, DEFAULT_TIMEOUT};
+use crate::client::Client;
 use crate::context::Operator;
 use crate::failure::{Class, Failure};
 use crate::output::{note, print, render_list};
@@ -93,9 +93,7 @@ async fn submit(
         }
         return Ok(None);
     }
-    let client = session
-        .client()?
-        .with_timeout(session.global.timeout.unwrap_or(DEFAULT_TIMEOUT));
+    let client = session.client()?;
     for (sent, item) in signed.iter().enumerate() {
         if let Err(error) = client.submit(item.envelope.to_json()).await {
             // Those before it are in force: say so before saying what failed.

@@ -221,6 +221,13 @@ fn contexts_that_cannot_be_used_are_refused() {
     }
     assert_eq!(apply(&fabric.path("missing.json")).code, 2);
     assert_eq!(apply("/dev/null").code, 2);
+    let pipe = fabric.path("pipe");
+    nix::unistd::mkfifo(pipe.as_str(), nix::sys::stat::Mode::S_IRUSR).unwrap();
+    let ran = apply(&pipe);
+    assert!(
+        ran.code == 2 && ran.stderr.contains("it is not a regular file"),
+        "{ran:?}"
+    );
 }
 
 #[test]

@@ -217,3 +217,45 @@ fn an_archive_that_cannot_be_read_is_invalid_input() {
     );
     assert!(node.seen().is_empty());
 }
+
+#[test]
+fn a_node_that_refuses_an_archive_before_reading_it_is_understood() {
+    use std::io::{Read as _, Write as _};
+    let fabric = Fabric::new();
+    let path = fabric.write("large.tar", &vec![1; 8 << 20]);
+    let socket = fabric.path("agent.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _some = stream.read(&mut [0; 4096]).unwrap();
+        let body = "{\"error\":\"only an operator may import\"}";
+        let head = format!(
+            "HTTP/1.1 403 Forbidden\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all((head + body).as_bytes()).unwrap();
+    });
+    let ran = bmctl(&["--socket", &socket, "images", "import", path.to_str().unwrap()]);
+    server.join().unwrap();
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert!(
+        ran.stderr.contains("only an operator may import (status 403)"),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn standard_input_that_stays_open_does_not_keep_a_refused_import() {
+    let node = Node::start(|_| Answer::error(500, "must not be reached"));
+    let mut command = crate::run::command(&[
+        "--socket",
+        &(node.socket().to_owned() + "x"),
+        "images",
+        "import",
+        "-",
+    ]);
+    let mut child = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
+    let open = child.stdin.take();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    drop(open);
+}
