@@ -128,11 +128,13 @@ pub mod path {
     pub const NODES: &str = "/v1/nodes";
     /// GET: all pods of the fabric.
     pub const PODS: &str = "/v1/pods";
-    /// POST: a DSSE envelope around a [`crate::record::Change`]; 202 with `{"accepted": true}`.
+    /// POST: a DSSE envelope around a [`crate::record::Change`]; 202 with `{"accepted": true}`; 404 for the deletion of a
+    /// workload that is not known; 409 where a newer change of the workload is known.
     pub const CHANGES: &str = "/v1/changes";
     /// GET: events; `?follow=true` streams.
     pub const EVENTS: &str = "/v1/events";
-    /// GET `…/{namespace}/{pod}/{container}`: logs; `?follow=true&tail=N`. Answered by the holder, others forward.
+    /// GET `…/{namespace}/{pod}/{container}`: logs; `?follow=true&tail=N`. Answered by the holder, others forward. A
+    /// stream of [`super::LogLine`] whether it is followed or not: a log can be longer than a list may be.
     pub const LOGS: &str = "/v1/logs";
     /// POST `…/{namespace}/{pod}/{container}`: [`super::ExecRequest`] -> [`super::ExecReply`].
     pub const EXEC: &str = "/v1/exec";
