@@ -6,6 +6,7 @@ mod chance;
 mod create;
 mod device;
 mod disk;
+mod dots;
 mod fabric;
 mod failure;
 mod media;

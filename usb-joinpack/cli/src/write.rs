@@ -6,8 +6,10 @@
 
 use crate::device::{self, Kernel};
 use crate::disk::{self, Fat, Place};
+use crate::dots;
 use crate::failure::{Failure, invalid};
 use crate::media::{self, Media};
+use crate::slice::Slice;
 use anyhow::{Context as _, anyhow};
 use beemesh_ids::Digest;
 use beemesh_joinpack_format::{Pack, RootChain, Timestamp, blob_path};
@@ -301,6 +303,7 @@ fn write_fat(path: &Path, place: Place, content: &Content<'_>, bar: &ProgressBar
             "blob `{digest}` is larger than a file on FAT can be (4 GiB): put the pack into a folder, or make the image smaller"
         );
     }
+    make_folders(path, place).with_context(context)?;
     let fs = disk::open(path, place, true)?;
     fill_fat(&fs, content, bar).map_err(|failure| match failure {
         Failure::Failed(error) => Failure::Failed(error.context(context())),
@@ -319,13 +322,26 @@ fn write_fat(path: &Path, place: Place, content: &Content<'_>, bar: &ProgressBar
     Ok(())
 }
 
+/// Makes `blobs/sha256`, for itself: while a file system is open, nobody else writes to it.
+fn make_folders(path: &Path, place: Place) -> anyhow::Result<()> {
+    let fs = disk::open(path, place, true).map_err(|failure| anyhow!("{failure}"))?;
+    fs.root_dir().create_dir("blobs")?.create_dir("sha256")?;
+    fs.unmount()?;
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    Ok(dots::order_pack_folders(&mut Slice::writing(
+        file,
+        place.start,
+        place.length,
+    ))?)
+}
+
 fn fill_fat(fs: &Fat, content: &Content<'_>, bar: &ProgressBar) -> Result<(), Failure> {
     let root = fs.root_dir();
     remove_fat(&root, "joinpack.json")?;
     let blobs = root
-        .create_dir("blobs")
-        .and_then(|dir| dir.create_dir("sha256"))
-        .context("failed to create `blobs/sha256`")?;
+        .open_dir("blobs")
+        .and_then(|dir| dir.open_dir("sha256"))
+        .context("failed to open `blobs/sha256`")?;
     // Everything goes: a blob of an earlier pack that is wanted again is written again, and so checked.
     for name in media_listing(&root)? {
         remove_fat(&root, &name)?;
@@ -367,14 +383,14 @@ fn fill_fat(fs: &Fat, content: &Content<'_>, bar: &ProgressBar) -> Result<(), Fa
     Ok(write().context("failed to write `joinpack.json`")?)
 }
 
-fn media_listing(root: &fatfs::Dir<'_, crate::slice::Slice>) -> Result<Vec<String>, Failure> {
+fn media_listing(root: &fatfs::Dir<'_, Slice>) -> Result<Vec<String>, Failure> {
     let mut names = Vec::new();
     media::list_fat(root, "", 0, &mut names).context("failed to list the stick")?;
     names.retain(|name| name.starts_with("blobs/"));
     Ok(names)
 }
 
-fn remove_fat(root: &fatfs::Dir<'_, crate::slice::Slice>, name: &str) -> Result<(), Failure> {
+fn remove_fat(root: &fatfs::Dir<'_, Slice>, name: &str) -> Result<(), Failure> {
     match root.remove(name) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(anyhow!(error)
             .context(format!("failed to remove `{name}`"))
