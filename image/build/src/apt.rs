@@ -58,7 +58,9 @@ pub fn resolve(wanted: &Resolve) -> Result<Lock> {
         // An empty dpkg status: as if nothing were installed.
         let mut command = tool("apt-get");
         command.args(["-o", "Dir::State::status=/dev/null", "-o", "Debug::NoLocking=1"]);
-        command.args(["--simulate", "--no-install-recommends", "install"]).args(&wanted.closure);
+        command
+            .args(["--simulate", "--no-install-recommends", "install"])
+            .args(&wanted.closure);
         names.extend(installed_by(&output(&mut command)?));
     }
     for name in &wanted.omit {
@@ -68,25 +70,43 @@ pub fn resolve(wanted: &Resolve) -> Result<Lock> {
     let mut packages = Vec::new();
     for name in &names {
         let found = stanzas.iter().find(|p| p.name == *name);
-        packages.push(found.with_context(|| format!("the archive has no package `{name}`"))?.clone());
+        packages.push(
+            found
+                .with_context(|| format!("the archive has no package `{name}`"))?
+                .clone(),
+        );
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map(|d| d.as_secs())
+        .unwrap_or_default();
     Lock::new(u32::try_from(now).unwrap_or(u32::MAX), packages)
 }
 
 /// Every locked package is offered with its locked digest; the first that is not is the error.
 pub fn check_offered(lock: &Lock) -> Result<()> {
-    let pinned: Vec<_> = lock.packages.iter().map(|p| format!("{}={}", p.name, p.version)).collect();
+    let pinned: Vec<_> = lock
+        .packages
+        .iter()
+        .map(|p| format!("{}={}", p.name, p.version))
+        .collect();
     let stanzas = show(pinned.iter().map(String::as_str), false)?;
     for package in &lock.packages {
         let name = package.name.clone();
         let version = package.version.clone();
-        let mut same = stanzas.iter().filter(|p| p.name == name && p.version == version).peekable();
+        let mut same = stanzas
+            .iter()
+            .filter(|p| p.name == name && p.version == version)
+            .peekable();
         if same.peek().is_none() {
             bail!(OfferError::Gone { name, version });
         }
         if !same.any(|p| p.digest == package.digest) {
-            bail!(OfferError::OtherContent { name, version, locked: package.digest });
+            bail!(OfferError::OtherContent {
+                name,
+                version,
+                locked: package.digest
+            });
         }
     }
     Ok(())
@@ -97,7 +117,9 @@ pub fn download(package: &Package, target: &Path) -> Result<()> {
     let folder = tempfile::tempdir_in(target.parent().unwrap_or(Path::new(".")))?;
     let mut command = tool("apt-get");
     command.args(["-o", "APT::Sandbox::User=root", "--quiet=2", "download"]);
-    command.arg(format!("{}={}", package.name, package.version)).current_dir(folder.path());
+    command
+        .arg(format!("{}={}", package.name, package.version))
+        .current_dir(folder.path());
     if let Err(error) = output(&mut command) {
         check_offered(&Lock::new(0, vec![package.clone()])?)?;
         return Err(error.context(format!("failed to download `{}`", package.name)));
@@ -106,7 +128,11 @@ pub fn download(package: &Package, target: &Path) -> Result<()> {
     let found = digest_of(&file)?;
     if found != package.digest {
         let (name, version) = (package.name.clone(), package.version.clone());
-        bail!(OfferError::OtherContent { name, version, locked: package.digest });
+        bail!(OfferError::OtherContent {
+            name,
+            version,
+            locked: package.digest
+        });
     }
     fs::rename(&file, target).with_context(|| format!("failed to put `{}` in place", target.display()))
 }
@@ -155,11 +181,16 @@ fn tool(name: &str) -> Command {
 /// Runs a tool and returns what it printed; what it complained about is in the error.
 pub fn output(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let output =
-        command.output().with_context(|| format!("failed to run `{name}`: `cargo xtask setup` installs it"))?;
+    let output = command
+        .output()
+        .with_context(|| format!("failed to run `{name}`: `cargo xtask setup` installs it"))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        bail!("`{name}` failed ({}): {}", output.status, said.trim().lines().take(20).collect::<Vec<_>>().join("; "));
+        bail!(
+            "`{name}` failed ({}): {}",
+            output.status,
+            said.trim().lines().take(20).collect::<Vec<_>>().join("; ")
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -178,17 +209,26 @@ fn dependency(text: &str, prefix: &str) -> Option<String> {
 
 fn installed_by(simulation: &str) -> Vec<String> {
     let lines = simulation.lines().filter_map(|line| line.strip_prefix("Inst "));
-    lines.filter_map(|rest| rest.split_whitespace().next()).map(str::to_owned).collect()
+    lines
+        .filter_map(|rest| rest.split_whitespace().next())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Package stanzas. `newest` limits the answer to the candidate of each name.
 fn show<'a>(names: impl Iterator<Item = &'a str>, newest: bool) -> Result<Vec<Package>> {
     let mut command = tool("apt-cache");
     command.args(["-o", "Dir::State::status=/dev/null", "show"]);
-    command.arg(if newest { "--no-all-versions" } else { "--all-versions" });
+    command.arg(if newest {
+        "--no-all-versions"
+    } else {
+        "--all-versions"
+    });
     command.args(names);
     // A name that is unknown makes it fail and still print the others: the caller sees who is missing.
-    let output = command.output().context("failed to run `apt-cache`: image build needs apt")?;
+    let output = command
+        .output()
+        .context("failed to run `apt-cache`: image build needs apt")?;
     Ok(stanzas(&String::from_utf8_lossy(&output.stdout)))
 }
 
@@ -197,8 +237,11 @@ fn stanzas(text: &str) -> Vec<Package> {
 }
 
 fn stanza(text: &str) -> Option<Package> {
-    let fields: BTreeMap<_, _> =
-        text.lines().filter(|l| !l.starts_with(' ')).filter_map(|line| line.split_once(": ")).collect();
+    let fields: BTreeMap<_, _> = text
+        .lines()
+        .filter(|l| !l.starts_with(' '))
+        .filter_map(|line| line.split_once(": "))
+        .collect();
     Some(Package {
         name: fields.get("Package")?.to_string(),
         version: fields.get("Version")?.to_string(),
@@ -228,7 +271,10 @@ mod tests {
         let text = "NOTE: simulation\nInst libc6 (2.36 Debian [amd64]) []\nInst kmod (30 Debian [amd64])\nConf libc6 (2.36)\n";
         assert_eq!(installed_by(text), ["libc6", "kmod"]);
         let text = "linux-image-amd64\n  Depends: linux-image-6.1.0-56-amd64\n";
-        assert_eq!(dependency(text, "linux-image-").as_deref(), Some("linux-image-6.1.0-56-amd64"));
+        assert_eq!(
+            dependency(text, "linux-image-").as_deref(),
+            Some("linux-image-6.1.0-56-amd64")
+        );
         assert_eq!(dependency(text, "linux-headers-"), None);
     }
 
@@ -238,8 +284,16 @@ mod tests {
         package.version = "0.0.0-never-was".into();
         let folder = tempfile::tempdir().unwrap();
         let error = download(&package, &folder.path().join("kmod.deb")).unwrap_err();
-        assert!(matches!(error.downcast_ref(), Some(OfferError::Gone { .. })), "{error:#}");
+        assert!(
+            matches!(error.downcast_ref(), Some(OfferError::Gone { .. })),
+            "{error:#}"
+        );
         let text = error.to_string();
-        assert!(text.contains("`kmod`") && text.contains("0.0.0-never-was") && text.contains("image lock --update"), "{text}");
+        assert!(
+            text.contains("`kmod`")
+                && text.contains("0.0.0-never-was")
+                && text.contains("image lock --update"),
+            "{text}"
+        );
     }
 }

@@ -22,7 +22,6 @@ use anyhow::{Context, Result, bail};
 use beemesh_firmware_uki::{Section, SectionName, assemble};
 use beemesh_ids::Digest;
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -69,10 +68,21 @@ pub fn build(inputs: &Inputs) -> Result<()> {
     let time = inputs.lock.resolved;
 
     let mut root = rootfs::compose(&packages, &inputs.wanted.root, &inputs.binaries)?;
-    let root_modules = modules::install(&kernel, &inputs.profile.root, &cache, &mut root, "usr/lib/modules")?;
+    let root_modules = modules::install(
+        &kernel,
+        &inputs.profile.root,
+        &cache,
+        &mut root,
+        "usr/lib/modules",
+    )?;
     let mut initrd_tree = initrd_tree(inputs)?;
-    let initrd_modules =
-        modules::install(&kernel, &inputs.profile.initrd, &cache, &mut initrd_tree, "lib/modules")?;
+    let initrd_modules = modules::install(
+        &kernel,
+        &inputs.profile.initrd,
+        &cache,
+        &mut initrd_tree,
+        "lib/modules",
+    )?;
 
     let vmlinuz = read(&kernel.image)?;
     let build_id = build_id(inputs, &root, &initrd_tree, &vmlinuz)?;
@@ -84,17 +94,42 @@ pub fn build(inputs: &Inputs) -> Result<()> {
     initrd_tree.copy("root.img", 0o400, &root_image)?;
     let initrd = initrd::pack(&initrd_tree, time)?;
 
-    let find = |path| packages.find(path).with_context(|| format!("no locked package has `{path}`"));
-    let uki = assemble(&read(&find(STUB)?)?, &[
-        Section { name: SectionName::Osrel, content: os_release.as_bytes() },
-        Section { name: SectionName::Cmdline, content: inputs.profile.cmdline.as_bytes() },
-        Section { name: SectionName::Uname, content: kernel.release.as_bytes() },
-        Section { name: SectionName::Initrd, content: &initrd },
-        Section { name: SectionName::Linux, content: &vmlinuz },
-    ])
+    let find = |path| {
+        packages
+            .find(path)
+            .with_context(|| format!("no locked package has `{path}`"))
+    };
+    let uki = assemble(
+        &read(&find(STUB)?)?,
+        &[
+            Section {
+                name: SectionName::Osrel,
+                content: os_release.as_bytes(),
+            },
+            Section {
+                name: SectionName::Cmdline,
+                content: inputs.profile.cmdline.as_bytes(),
+            },
+            Section {
+                name: SectionName::Uname,
+                content: kernel.release.as_bytes(),
+            },
+            Section {
+                name: SectionName::Initrd,
+                content: &initrd,
+            },
+            Section {
+                name: SectionName::Linux,
+                content: &vmlinuz,
+            },
+        ],
+    )
     .context("failed to assemble the UKI")?;
     if uki.len() > MAX_UKI {
-        bail!("the UKI has {} bytes, more than {MAX_UKI}: ship fewer modules or smaller binaries", uki.len());
+        bail!(
+            "the UKI has {} bytes, more than {MAX_UKI}: ship fewer modules or smaller binaries",
+            uki.len()
+        );
     }
 
     let names = Names::of(&inputs.version);
@@ -103,14 +138,17 @@ pub fn build(inputs: &Inputs) -> Result<()> {
     put(&inputs.out, "initrd.cpio", &initrd)?;
     put(&inputs.out, &names.uki, &uki)?;
     let seed = Digest::of(&uki);
-    let esp = BTreeMap::from([
-        ("EFI/BOOT/BOOTX64.EFI".to_owned(), read(&find(BOOT_LOADER)?)?),
-        (format!("EFI/Linux/{}", names.uki), uki),
-        ("loader/loader.conf".to_owned(), LOADER_CONF.as_bytes().to_vec()),
-    ]);
+    let mut esp = Tree::default();
+    esp.copy("EFI/BOOT/BOOTX64.EFI", 0o644, &find(BOOT_LOADER)?)?;
+    esp.copy(
+        &format!("EFI/Linux/{}", names.uki),
+        0o644,
+        &inputs.out.join(&names.uki),
+    )?;
+    esp.text("loader/loader.conf", LOADER_CONF)?;
     let plan = beemesh_image_disk::plan_usb(inputs.profile.disk.sizes(), seed.as_bytes())?;
-    let mut file = tempfile::NamedTempFile::new_in(&inputs.out)?;
-    usb::write(file.as_file_mut(), &plan, &esp)?;
+    let file = tempfile::NamedTempFile::new_in(&inputs.out)?;
+    usb::write(file.path(), &plan, &esp, time)?;
     persist(file, &inputs.out.join(&names.disk))?;
 
     let artefacts = [names.uki.as_str(), "vmlinuz", "initrd.cpio", &names.disk];
@@ -119,15 +157,30 @@ pub fn build(inputs: &Inputs) -> Result<()> {
         build_id,
         profile: inputs.profile.description.clone(),
         kernel: kernel.release.clone(),
-        artefacts: artefacts.iter().map(|name| Artefact::of(&inputs.out, name)).collect::<Result<_>>()?,
+        artefacts: artefacts
+            .iter()
+            .map(|name| Artefact::of(&inputs.out, name))
+            .collect::<Result<_>>()?,
         packages: inputs.lock.packages.clone(),
     };
     release.write(&inputs.out)?;
     cache.trim()?;
-    println!("{} ({}), kernel {}", inputs.version, release.build_id, kernel.release);
-    println!("{} modules in the root, {} in the initrd", root_modules.len(), initrd_modules.len());
+    println!(
+        "{} ({}), kernel {}",
+        inputs.version, release.build_id, kernel.release
+    );
+    println!(
+        "{} modules in the root, {} in the initrd",
+        root_modules.len(),
+        initrd_modules.len()
+    );
     for artefact in &release.artefacts {
-        println!("{:>12} {} {}", artefact.size, artefact.digest, inputs.out.join(&artefact.name).display());
+        println!(
+            "{:>12} {} {}",
+            artefact.size,
+            artefact.digest,
+            inputs.out.join(&artefact.name).display()
+        );
     }
     println!("built in {:.1} s", start.elapsed().as_secs_f32());
     Ok(())
@@ -140,7 +193,10 @@ struct Names {
 
 impl Names {
     fn of(version: &str) -> Self {
-        Self { uki: format!("beemesh_{version}.efi"), disk: format!("beemesh_{version}.img") }
+        Self {
+            uki: format!("beemesh_{version}.efi"),
+            disk: format!("beemesh_{version}.img"),
+        }
     }
 }
 
@@ -165,12 +221,23 @@ fn unpack(package: &Package, cache: &Cache) -> Result<PathBuf> {
 
 fn initrd_tree(inputs: &Inputs) -> Result<Tree> {
     let mut tree = Tree::default();
-    for path in ["dev", "proc", "run", "sys", "sysroot"] {
+    for path in ["dev", "proc", "run", "sys", "newroot"] {
         tree.directory(path, 0o755)?;
     }
     // The kernel opens it for PID 1 before anything can be mounted.
-    tree.insert("dev/console", Node::CharDevice { mode: 0o600, major: 5, minor: 1 })?;
-    tree.copy("init", 0o755, &rootfs::find_binary(&inputs.binaries, "beemesh-init")?)?;
+    tree.insert(
+        "dev/console",
+        Node::CharDevice {
+            mode: 0o600,
+            major: 5,
+            minor: 1,
+        },
+    )?;
+    tree.copy(
+        "init",
+        0o755,
+        &rootfs::find_binary(&inputs.binaries, "beemesh-init")?,
+    )?;
     Ok(tree)
 }
 
@@ -206,8 +273,10 @@ fn put(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
 
 fn persist(file: tempfile::NamedTempFile, target: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-    file.persist(target).with_context(|| format!("failed to put `{}` in place", target.display()))?;
+    file.as_file()
+        .set_permissions(fs::Permissions::from_mode(0o644))?;
+    file.persist(target)
+        .with_context(|| format!("failed to put `{}` in place", target.display()))?;
     Ok(())
 }
 

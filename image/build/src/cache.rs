@@ -37,12 +37,19 @@ impl Cache {
         let fail = || format!("failed to prepare the cache `{}`", folder.display());
         fs::create_dir_all(folder).with_context(fail)?;
         let folder = folder.canonicalize().with_context(fail)?;
-        Ok(Self { folder, bound, used: RefCell::default() })
+        Ok(Self {
+            folder,
+            bound,
+            used: RefCell::default(),
+        })
     }
 
     /// A place for temporary files on the same file system.
     pub fn scratch(&self) -> Result<tempfile::TempDir> {
-        tempfile::Builder::new().prefix("tmp-").tempdir_in(&self.folder).context("failed to make a temporary folder")
+        tempfile::Builder::new()
+            .prefix("tmp-")
+            .tempdir_in(&self.folder)
+            .context("failed to make a temporary folder")
     }
 
     /// The entry, made by `make` at the path it is given when it is not there.
@@ -72,7 +79,9 @@ impl Cache {
         let mut total = 0;
         for entry in fs::read_dir(&self.folder).context("failed to list the cache")? {
             let path = entry?.path();
-            let Ok(metadata) = path.symlink_metadata() else { continue };
+            let Ok(metadata) = path.symlink_metadata() else {
+                continue;
+            };
             let size = size_of_tree(&path);
             total += size;
             if !self.used.borrow().contains(&path) {
@@ -84,21 +93,36 @@ impl Cache {
             if total <= self.bound {
                 break;
             }
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            let removed = if path.is_dir() {
+                fs::remove_dir_all(&path)
+            } else {
+                fs::remove_file(&path)
+            };
             removed.with_context(|| format!("failed to remove `{}`", path.display()))?;
             total -= size;
         }
         if total > self.bound {
-            return Err(Overflow { used: total, bound: self.bound }.into());
+            return Err(Overflow {
+                used: total,
+                bound: self.bound,
+            }
+            .into());
         }
         Ok(())
     }
 }
 
 fn size_of_tree(path: &Path) -> u64 {
-    let Ok(metadata) = path.symlink_metadata() else { return 0 };
+    let Ok(metadata) = path.symlink_metadata() else {
+        return 0;
+    };
     let below = match metadata.is_dir() {
-        true => fs::read_dir(path).into_iter().flatten().flatten().map(|e| size_of_tree(&e.path())).sum(),
+        true => fs::read_dir(path)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| size_of_tree(&e.path()))
+            .sum(),
         false => 0,
     };
     metadata.len() + below
@@ -110,7 +134,11 @@ mod tests {
     use std::{cell::Cell, time::Duration};
 
     fn put(cache: &Cache, name: &str, bytes: usize) -> PathBuf {
-        cache.get("x", &Digest::of(name.as_bytes()), |path| Ok(fs::write(path, vec![0; bytes])?)).unwrap()
+        cache
+            .get("x", &Digest::of(name.as_bytes()), |path| {
+                Ok(fs::write(path, vec![0; bytes])?)
+            })
+            .unwrap()
     }
 
     #[test]
@@ -119,9 +147,21 @@ mod tests {
         let cache = Cache::open(folder.path(), MAX_BYTES).unwrap();
         let made = Cell::new(0);
         let key = Digest::of(b"key");
-        assert!(cache.get("x", &key, |path| { fs::write(path, "half")?; anyhow::bail!("cut off") }).is_err());
+        assert!(
+            cache
+                .get("x", &key, |path| {
+                    fs::write(path, "half")?;
+                    anyhow::bail!("cut off")
+                })
+                .is_err()
+        );
         for _ in 0..2 {
-            let path = cache.get("x", &key, |path| { made.set(made.get() + 1); Ok(fs::write(path, "whole")?) }).unwrap();
+            let path = cache
+                .get("x", &key, |path| {
+                    made.set(made.get() + 1);
+                    Ok(fs::write(path, "whole")?)
+                })
+                .unwrap();
             assert_eq!(fs::read(path).unwrap(), b"whole");
         }
         assert_eq!(made.get(), 1);

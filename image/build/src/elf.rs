@@ -69,7 +69,9 @@ fn versions(
             while let Some(version) = versions.next()? {
                 // Weak references may stay unresolved.
                 if version.vna_flags.get(endian).0 & elf::VER_FLG_WEAK.0 == 0 {
-                    found.versions_needed.push((library.clone(), text(version.name(endian, strings)?)));
+                    found
+                        .versions_needed
+                        .push((library.clone(), text(version.name(endian, strings)?)));
                 }
             }
         }
@@ -111,7 +113,11 @@ mod tests {
     fn readelf_sees_the_same_needs() {
         let program = std::env::current_exe().unwrap();
         let seen = linkage(&fs::read(&program).unwrap()).unwrap().unwrap();
-        let listing = Command::new("readelf").arg("-dlW").arg(&program).output().expect("readelf (binutils) is installed");
+        let listing = Command::new("readelf")
+            .arg("-dlW")
+            .arg(&program)
+            .output()
+            .expect("readelf (binutils) is installed");
         let listing = String::from_utf8(listing.stdout).unwrap();
         let needed: Vec<_> = listing
             .lines()
@@ -121,7 +127,11 @@ mod tests {
         assert!(!needed.is_empty());
         assert_eq!(seen.needed, needed);
         assert!(listing.contains(&format!("interpreter: {}", seen.interpreter.unwrap())));
-        assert!(seen.versions_needed.iter().any(|(library, v)| library == "libc.so.6" && v.starts_with("GLIBC_2.")));
+        assert!(
+            seen.versions_needed
+                .iter()
+                .any(|(library, v)| library == "libc.so.6" && v.starts_with("GLIBC_2."))
+        );
     }
 
     #[test]

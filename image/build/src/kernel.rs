@@ -50,22 +50,34 @@ pub fn canonical(name: &str) -> String {
 impl Kernel {
     /// Opens the package that was unpacked to `root`; `digest` is that of the package.
     pub fn open(root: &Path, digest: &Digest, cache: &Cache) -> Result<Self> {
-        let base = [root.join("lib/modules"), root.join("usr/lib/modules")].into_iter().find(|p| p.is_dir());
+        let base = [root.join("lib/modules"), root.join("usr/lib/modules")]
+            .into_iter()
+            .find(|p| p.is_dir());
         let base = base.context("the kernel package has no lib/modules")?;
         let mut releases: Vec<_> = fs::read_dir(&base)?.flatten().map(|e| e.file_name()).collect();
         let (Some(release), true) = (releases.pop(), releases.is_empty()) else {
             bail!("the kernel package does not hold exactly one release");
         };
-        let release = release.to_str().context("the kernel release is not UTF-8")?.to_owned();
+        let release = release
+            .to_str()
+            .context("the kernel release is not UTF-8")?
+            .to_owned();
         let folder = base.join(&release);
         let index = cache.get("modules", digest, |path| {
             let modules = read_modules(&folder)?;
             fs::write(path, serde_json::to_vec(&modules)?).context("failed to write the module index")
         })?;
         let modules = serde_json::from_slice(&fs::read(&index)?).context("the module index is damaged")?;
-        let list = fs::read_to_string(folder.join("modules.builtin")).context("failed to read modules.builtin")?;
+        let list =
+            fs::read_to_string(folder.join("modules.builtin")).context("failed to read modules.builtin")?;
         let built_in = list.lines().filter_map(name_of).collect();
-        Ok(Self { image: root.join(format!("boot/vmlinuz-{release}")), release, folder, modules, built_in })
+        Ok(Self {
+            image: root.join(format!("boot/vmlinuz-{release}")),
+            release,
+            folder,
+            modules,
+            built_in,
+        })
     }
 }
 
@@ -83,12 +95,16 @@ fn read_modules(folder: &Path) -> Result<Vec<Module>> {
                 pending.push(path);
                 continue;
             }
-            let relative = path.strip_prefix(folder)?.to_str().context("a module's path is not UTF-8")?;
+            let relative = path
+                .strip_prefix(folder)?
+                .to_str()
+                .context("a module's path is not UTF-8")?;
             let Some(name) = name_of(relative) else {
                 bail!("`{relative}` is no uncompressed module: this kernel package is not supported");
             };
             let bytes = fs::read(&path).with_context(|| format!("failed to read `{}`", path.display()))?;
-            let info = elf::section(&bytes, ".modinfo").with_context(|| format!("`{relative}` is damaged"))?;
+            let info =
+                elf::section(&bytes, ".modinfo").with_context(|| format!("`{relative}` is damaged"))?;
             modules.push(describe(name, relative.to_owned(), info.unwrap_or_default()));
         }
     }
@@ -97,7 +113,13 @@ fn read_modules(folder: &Path) -> Result<Vec<Module>> {
 }
 
 fn describe(name: String, path: String, info: &[u8]) -> Module {
-    let mut module = Module { name, path, depends: Vec::new(), soft: Vec::new(), aliases: Vec::new() };
+    let mut module = Module {
+        name,
+        path,
+        depends: Vec::new(),
+        soft: Vec::new(),
+        aliases: Vec::new(),
+    };
     for line in info.split(|byte| *byte == 0) {
         let line = String::from_utf8_lossy(line);
         match line.split_once('=') {
@@ -105,10 +127,14 @@ fn describe(name: String, path: String, info: &[u8]) -> Module {
                 module.depends = list.split(',').filter(|n| !n.is_empty()).map(canonical).collect();
             }
             Some(("softdep", list)) => {
-                let names = list.split_whitespace().filter(|word| *word != "pre:" && *word != "post:");
+                let names = list
+                    .split_whitespace()
+                    .filter(|word| *word != "pre:" && *word != "post:");
                 module.soft.extend(names.map(canonical));
             }
-            Some(("alias", alias)) if !alias.contains([':', '*', '?', '[']) => module.aliases.push(canonical(alias)),
+            Some(("alias", alias)) if !alias.contains([':', '*', '?', '[']) => {
+                module.aliases.push(canonical(alias))
+            }
             _ => {}
         }
     }

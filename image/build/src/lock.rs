@@ -52,11 +52,16 @@ impl Lock {
 
     /// Reads and checks the file.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path)
-            .with_context(|| format!("failed to read `{}`: `image lock --update` makes it", path.display()))?;
+        let text = fs::read_to_string(path).with_context(|| {
+            format!(
+                "failed to read `{}`: `image lock --update` makes it",
+                path.display()
+            )
+        })?;
         let lock: Self =
             toml::from_str(&text).with_context(|| format!("`{}` is not understood", path.display()))?;
-        lock.validate().with_context(|| format!("`{}` is damaged: run `image lock --update`", path.display()))?;
+        lock.validate()
+            .with_context(|| format!("`{}` is damaged: run `image lock --update`", path.display()))?;
         Ok(lock)
     }
 
@@ -76,7 +81,10 @@ impl Lock {
 
     /// Writes the file.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let text = format!("{HEAD}{}", toml::to_string(self).context("failed to serialise the lock")?);
+        let text = format!(
+            "{HEAD}{}",
+            toml::to_string(self).context("failed to serialise the lock")?
+        );
         fs::write(path, text).with_context(|| format!("failed to write `{}`", path.display()))
     }
 
@@ -99,7 +107,9 @@ impl Lock {
     pub fn check_wanted(&self, wanted: &Resolve) -> Result<()> {
         for name in wanted.alone.iter().chain(&wanted.closure) {
             if self.package(name).is_none() {
-                bail!("packages.toml wants `{name}`, packages.lock does not have it: run `image lock --update`");
+                bail!(
+                    "packages.toml wants `{name}`, packages.lock does not have it: run `image lock --update`"
+                );
             }
         }
         for meta in &wanted.meta {
@@ -135,7 +145,12 @@ impl fmt::Display for Change {
 
 /// What changed from `old` to `new`, by name.
 pub fn changes(old: Option<&Lock>, new: &Lock) -> Vec<Change> {
-    let by_name = |lock: &Lock| lock.packages.iter().map(|p| (p.name.clone(), p.clone())).collect::<BTreeMap<_, _>>();
+    let by_name = |lock: &Lock| {
+        lock.packages
+            .iter()
+            .map(|p| (p.name.clone(), p.clone()))
+            .collect::<BTreeMap<_, _>>()
+    };
     let mut before = old.map(by_name).unwrap_or_default();
     let mut changes = Vec::new();
     for package in &new.packages {
@@ -143,12 +158,19 @@ pub fn changes(old: Option<&Lock>, new: &Lock) -> Vec<Change> {
         let version = package.version.clone();
         match before.remove(&name) {
             None => changes.push(Change::Added { name, version }),
-            Some(was) if was.version != version => changes.push(Change::Version { name, from: was.version, to: version }),
+            Some(was) if was.version != version => changes.push(Change::Version {
+                name,
+                from: was.version,
+                to: version,
+            }),
             Some(was) if was.digest != package.digest => changes.push(Change::Content { name, version }),
             Some(_) => {}
         }
     }
-    changes.extend(before.into_values().map(|p| Change::Removed { name: p.name, version: p.version }));
+    changes.extend(before.into_values().map(|p| Change::Removed {
+        name: p.name,
+        version: p.version,
+    }));
     changes
 }
 
@@ -168,10 +190,34 @@ mod tests {
 
     #[test]
     fn every_kind_of_change_is_named() {
-        let old = Lock::new(1, vec![package("a", "1", "x"), package("b", "1", "x"), package("c", "1", "x")]).unwrap();
-        let new = Lock::new(2, vec![package("d", "1", "x"), package("b", "2", "y"), package("c", "1", "y")]).unwrap();
+        let old = Lock::new(
+            1,
+            vec![
+                package("a", "1", "x"),
+                package("b", "1", "x"),
+                package("c", "1", "x"),
+            ],
+        )
+        .unwrap();
+        let new = Lock::new(
+            2,
+            vec![
+                package("d", "1", "x"),
+                package("b", "2", "y"),
+                package("c", "1", "y"),
+            ],
+        )
+        .unwrap();
         let text: Vec<_> = changes(Some(&old), &new).iter().map(Change::to_string).collect();
-        assert_eq!(text, ["~ b 1 -> 2", "! c 1: same version, other content", "+ d 1", "- a 1"]);
+        assert_eq!(
+            text,
+            [
+                "~ b 1 -> 2",
+                "! c 1: same version, other content",
+                "+ d 1",
+                "- a 1"
+            ]
+        );
         assert!(changes(Some(&old), &old).is_empty());
     }
 
@@ -193,8 +239,14 @@ mod tests {
     #[test]
     fn a_wanted_package_that_is_not_locked_names_the_way_out() {
         let lock = Lock::new(1, vec![package("a", "1", "x")]).unwrap();
-        let wanted = Resolve { closure: vec!["a".into(), "z".into()], ..Resolve::default() };
+        let wanted = Resolve {
+            closure: vec!["a".into(), "z".into()],
+            ..Resolve::default()
+        };
         let error = lock.check_wanted(&wanted).unwrap_err().to_string();
-        assert!(error.contains("`z`") && error.contains("image lock --update"), "{error}");
+        assert!(
+            error.contains("`z`") && error.contains("image lock --update"),
+            "{error}"
+        );
     }
 }

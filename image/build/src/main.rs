@@ -82,7 +82,11 @@ fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.command {
         Verb::Lock { update: true, .. } => {
             let new = apt::resolve(&wanted.resolve).context("failed to resolve the packages")?;
-            let old = if lock_path.exists() { Some(lock::Lock::load(&lock_path)?) } else { None };
+            let old = if lock_path.exists() {
+                Some(lock::Lock::load(&lock_path)?)
+            } else {
+                None
+            };
             let changes = lock::changes(old.as_ref(), &new);
             for change in &changes {
                 println!("{change}");
@@ -103,7 +107,12 @@ fn run(arguments: &Arguments) -> Result<()> {
             Ok(())
         }
         Verb::Lock { .. } => bail!("say `--update` or `--check`"),
-        Verb::Build { profile, out, binaries, release } => assembly::build(&assembly::Inputs {
+        Verb::Build {
+            profile,
+            out,
+            binaries,
+            release,
+        } => assembly::build(&assembly::Inputs {
             lock: lock::Lock::load(&lock_path)?,
             wanted,
             profile: profile::Profile::load(&arguments.source.join("profiles"), profile)?,

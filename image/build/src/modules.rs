@@ -1,4 +1,4 @@
-//! Chooses kernel modules by a profile's allow list and gives them the indexes that modprobe and init read.
+//! Chooses kernel modules by a profile's allow list and gives them the indexes that init reads.
 //!
 //! Modules are shipped as Debian signed them. Invariant: whatever a shipped module depends on is shipped or built in,
 //! and modules.dep says the same as the modules themselves.
@@ -39,15 +39,11 @@ pub enum SelectError {
     },
 }
 
-/// Index files that are kept; depmod writes more, which nothing here reads.
-const INDEXES: [&str; 9] = [
+/// Index files that are kept. Init reads the texts, and nothing in the image reads the binary forms of them.
+const INDEXES: [&str; 5] = [
     "modules.alias",
-    "modules.alias.bin",
     "modules.builtin",
-    "modules.builtin.alias.bin",
-    "modules.builtin.bin",
     "modules.dep",
-    "modules.dep.bin",
     "modules.devname",
     "modules.softdep",
 ];
@@ -85,25 +81,35 @@ pub fn select<'a>(
                 Some(next) => pending.push(next),
                 None if built_in.contains(name) => {}
                 None => {
-                    return Err(SelectError::Dependency { module: module.name.clone(), missing: name.clone() });
+                    return Err(SelectError::Dependency {
+                        module: module.name.clone(),
+                        missing: name.clone(),
+                    });
                 }
             }
         }
         // A soft dependency is a name or an alias, and may be missing.
         for wish in &module.soft {
-            pending.extend(modules.iter().filter(|m| m.name == *wish || m.aliases.contains(wish)));
+            pending.extend(
+                modules
+                    .iter()
+                    .filter(|m| m.name == *wish || m.aliases.contains(wish)),
+            );
         }
     }
     Ok(chosen)
 }
 
 fn glob(pattern: &str) -> Result<GlobMatcher, SelectError> {
-    let built = GlobBuilder::new(&canonical(pattern)).literal_separator(true).build();
-    Ok(built.map_err(|e| SelectError::Pattern(pattern.to_owned(), e))?.compile_matcher())
+    let built = GlobBuilder::new(&canonical(pattern))
+        .literal_separator(true)
+        .build();
+    Ok(built
+        .map_err(|e| SelectError::Pattern(pattern.to_owned(), e))?
+        .compile_matcher())
 }
 
-/// Puts the chosen modules and their indexes below `<base>/<release>` of the tree, and the list of those to load at
-/// start below `<base>/../modules-load.d`. Returns the names.
+/// Puts the chosen modules and their indexes below `<base>/<release>` of the tree. Returns the names.
 pub fn install(
     kernel: &Kernel,
     set: &ModuleSet,
@@ -112,22 +118,18 @@ pub fn install(
     base: &str,
 ) -> Result<BTreeSet<String>> {
     let chosen = select(&kernel.modules, &kernel.built_in, &set.modules)?;
-    for name in &set.load {
-        let name = canonical(name);
-        if !chosen.contains_key(name.as_str()) && !kernel.built_in.contains(&name) {
-            bail!("the profile loads `{name}` at start but does not ship it");
-        }
-    }
     let folder = format!("{base}/{}", kernel.release);
     for module in chosen.values() {
-        tree.copy(&format!("{folder}/{}", module.path), 0o644, &kernel.folder.join(&module.path))?;
+        tree.copy(
+            &format!("{folder}/{}", module.path),
+            0o644,
+            &kernel.folder.join(&module.path),
+        )?;
     }
     let indexes = index(kernel, &chosen, cache)?;
     for name in INDEXES {
         tree.copy(&format!("{folder}/{name}"), 0o644, &indexes.join(name))?;
     }
-    let parent = base.rsplit_once('/').map_or("", |(parent, _)| parent);
-    tree.text(&format!("{parent}/modules-load.d/beemesh.conf"), &(set.load.join("\n") + "\n"))?;
     Ok(chosen.keys().map(|name| (*name).to_owned()).collect())
 }
 
@@ -146,7 +148,8 @@ fn index(kernel: &Kernel, chosen: &BTreeMap<&str, &Module>, cache: &Cache) -> Re
         apt::output(&mut depmod)?;
         fs::create_dir(target)?;
         for name in INDEXES {
-            fs::copy(staged.join(name), target.join(name)).with_context(|| format!("depmod left no `{name}`"))?;
+            fs::copy(staged.join(name), target.join(name))
+                .with_context(|| format!("depmod left no `{name}`"))?;
         }
         agree(&fs::read_to_string(target.join("modules.dep"))?, chosen)
     })
@@ -158,7 +161,8 @@ fn stage(kernel: &Kernel, chosen: &BTreeMap<&str, &Module>, root: &Path) -> Resu
     fs::create_dir_all(&staged)?;
     std::os::unix::fs::symlink("usr/lib", root.join("lib"))?;
     for name in ["modules.builtin", "modules.builtin.modinfo", "modules.order"] {
-        fs::copy(kernel.folder.join(name), staged.join(name)).with_context(|| format!("failed to copy `{name}`"))?;
+        fs::copy(kernel.folder.join(name), staged.join(name))
+            .with_context(|| format!("failed to copy `{name}`"))?;
     }
     for module in chosen.values() {
         let target = staged.join(&module.path);
@@ -200,19 +204,34 @@ mod tests {
     fn module(name: &str, folder: &str, depends: &[&str], soft: &[&str], aliases: &[&str]) -> Module {
         let own = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
         let path = format!("kernel/{folder}/{name}.ko");
-        Module { name: name.into(), path, depends: own(depends), soft: own(soft), aliases: own(aliases) }
+        Module {
+            name: name.into(),
+            path,
+            depends: own(depends),
+            soft: own(soft),
+            aliases: own(aliases),
+        }
     }
 
     fn kernel() -> (Vec<Module>, BTreeSet<String>) {
         let modules = vec![
-            module("ext4", "fs/ext4", &["jbd2", "crc16"], &["crypto_crc32c", "absent"], &[]),
+            module(
+                "ext4",
+                "fs/ext4",
+                &["jbd2", "crc16"],
+                &["crypto_crc32c", "absent"],
+                &[],
+            ),
             module("jbd2", "fs/jbd2", &[], &[], &[]),
             module("crc32c_generic", "crypto", &[], &[], &["crypto_crc32c"]),
             module("nls_ascii", "fs/nls", &[], &[], &[]),
             module("nls_utf8", "fs/nls", &[], &[], &[]),
             module("broken", "x", &["nowhere"], &[], &[]),
         ];
-        (modules, BTreeSet::from(["crc16".to_owned(), "tpm_tis".to_owned()]))
+        (
+            modules,
+            BTreeSet::from(["crc16".to_owned(), "tpm_tis".to_owned()]),
+        )
     }
 
     fn names(patterns: &[&str]) -> Result<Vec<String>, SelectError> {
@@ -237,7 +256,9 @@ mod tests {
         assert!(names(&["tpm-tis"]).unwrap().is_empty());
         assert!(matches!(names(&["nosuch"]), Err(SelectError::Unknown(name)) if name == "nosuch"));
         assert!(matches!(names(&["fs/nosuch/"]), Err(SelectError::Unknown(_))));
-        assert!(matches!(names(&["broken"]), Err(SelectError::Dependency { missing, .. }) if missing == "nowhere"));
+        assert!(
+            matches!(names(&["broken"]), Err(SelectError::Dependency { missing, .. }) if missing == "nowhere")
+        );
     }
 
     #[test]

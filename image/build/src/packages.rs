@@ -57,7 +57,8 @@ pub struct RootFiles {
 impl Wanted {
     /// Reads the file.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).with_context(|| format!("failed to read `{}`", path.display()))?;
+        let text =
+            fs::read_to_string(path).with_context(|| format!("failed to read `{}`", path.display()))?;
         toml::from_str(&text).with_context(|| format!("`{}` is not understood", path.display()))
     }
 }

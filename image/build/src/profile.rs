@@ -27,9 +27,6 @@ pub struct Profile {
 pub struct ModuleSet {
     /// Allow list: names, names with `*`, folders that end with `/`.
     pub modules: Vec<String>,
-    /// Loaded at start, in this order.
-    #[serde(default)]
-    pub load: Vec<String>,
 }
 
 /// Partition sizes, MiB.
@@ -45,7 +42,10 @@ pub struct Disk {
 impl Disk {
     /// In the units of the disk plan.
     pub fn sizes(self) -> UsbSizes {
-        UsbSizes { esp: u64::from(self.esp_mib) << 20, join: u64::from(self.join_mib) << 20 }
+        UsbSizes {
+            esp: u64::from(self.esp_mib) << 20,
+            join: u64::from(self.join_mib) << 20,
+        }
     }
 }
 
@@ -57,9 +57,14 @@ impl Profile {
     pub fn load(folder: &Path, name: &str) -> Result<Self> {
         let path = folder.join(format!("{name}.toml"));
         if name.contains('/') || !path.is_file() {
-            bail!("there is no profile `{name}` in `{}`, only: {}", folder.display(), known(folder).join(", "));
+            bail!(
+                "there is no profile `{name}` in `{}`, only: {}",
+                folder.display(),
+                known(folder).join(", ")
+            );
         }
-        let text = fs::read_to_string(&path).with_context(|| format!("failed to read `{}`", path.display()))?;
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("failed to read `{}`", path.display()))?;
         Self::parse(&text).with_context(|| format!("`{}` is not understood", path.display()))
     }
 
@@ -77,7 +82,13 @@ fn known(folder: &Path) -> Vec<String> {
         .into_iter()
         .flatten()
         .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".toml").map(str::to_owned))
+        .filter_map(|entry| {
+            entry
+                .file_name()
+                .to_str()?
+                .strip_suffix(".toml")
+                .map(str::to_owned)
+        })
         .collect();
     names.sort();
     names
@@ -102,7 +113,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("generic.toml"), GOOD).unwrap();
         let error = Profile::load(folder.path(), "genric").unwrap_err().to_string();
-        assert!(error.contains("genric") && error.contains("only: generic"), "{error}");
+        assert!(
+            error.contains("genric") && error.contains("only: generic"),
+            "{error}"
+        );
         assert!(Profile::load(folder.path(), "../generic").is_err());
     }
 }

@@ -38,8 +38,14 @@ impl Artefact {
     /// Describes a file of `folder`.
     pub fn of(folder: &Path, name: &str) -> Result<Self> {
         let path = folder.join(name);
-        let size = fs::metadata(&path).with_context(|| format!("failed to read `{}`", path.display()))?.len();
-        Ok(Self { name: name.to_owned(), digest: apt::digest_of(&path)?, size })
+        let size = fs::metadata(&path)
+            .with_context(|| format!("failed to read `{}`", path.display()))?
+            .len();
+        Ok(Self {
+            name: name.to_owned(),
+            digest: apt::digest_of(&path)?,
+            size,
+        })
     }
 }
 

@@ -16,13 +16,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Our binaries: name in the build folder, name in the image, whether it must be static.
-const BINARIES: [(&str, &str, bool); 5] = [
-    ("beemesh-init", "init", true),
-    ("beemesh-net", "beemesh-net", true),
-    ("beemesh-shim", "beemesh-shim", true),
-    ("beemesh-unlock", "beemesh-unlock", false),
-    ("beemesh-agent", "beemesh-agent", false),
+/// Our binaries, and whether they must be static.
+const BINARIES: [(&str, bool); 5] = [
+    ("beemesh-init", true),
+    ("beemesh-net", true),
+    ("beemesh-shim", true),
+    ("beemesh-unlock", false),
+    ("beemesh-agent", false),
 ];
 const OURS: &str = "usr/lib/beemesh";
 /// Where the dynamic loader looks without being told.
@@ -33,7 +33,9 @@ const LINK_DEPTH: usize = 8;
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LinkError {
     /// A library is missing.
-    #[error("`{file}` needs library `{library}`, which no locked package has: add its package to packages.toml")]
+    #[error(
+        "`{file}` needs library `{library}`, which no locked package has: add its package to packages.toml"
+    )]
     Library {
         /// Who needs it.
         file: String,
@@ -84,9 +86,15 @@ impl Packages {
     fn follow(&self, path: &str, depth: usize) -> Option<PathBuf> {
         let merged = path.trim_start_matches('/');
         let unmerged = merged.strip_prefix("usr/").unwrap_or(merged);
-        for (root, name) in self.roots.iter().flat_map(|root| [(root, merged), (root, unmerged)]) {
+        for (root, name) in self
+            .roots
+            .iter()
+            .flat_map(|root| [(root, merged), (root, unmerged)])
+        {
             let place = root.join(name);
-            let Ok(metadata) = place.symlink_metadata() else { continue };
+            let Ok(metadata) = place.symlink_metadata() else {
+                continue;
+            };
             if metadata.is_file() {
                 return Some(place);
             }
@@ -112,15 +120,25 @@ fn merged_path(path: &Path) -> Option<String> {
         }
     }
     let joined = parts.join("/");
-    Some(if joined.starts_with("usr/") || joined.starts_with("etc/") { joined } else { format!("usr/{joined}") })
+    Some(if joined.starts_with("usr/") || joined.starts_with("etc/") {
+        joined
+    } else {
+        format!("usr/{joined}")
+    })
 }
 
 /// The first of `folders` that has the binary.
 pub fn find_binary(folders: &[PathBuf], name: &str) -> Result<PathBuf> {
-    let found = folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file());
+    let found = folders
+        .iter()
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file());
     found.with_context(|| {
         let searched: Vec<_> = folders.iter().map(|f| f.display().to_string()).collect();
-        format!("there is no binary `{name}` in {}: build it first", searched.join(", "))
+        format!(
+            "there is no binary `{name}` in {}: build it first",
+            searched.join(", ")
+        )
     })
 }
 
@@ -128,7 +146,7 @@ pub fn find_binary(folders: &[PathBuf], name: &str) -> Result<PathBuf> {
 pub fn compose(packages: &Packages, wanted: &RootFiles, binaries: &[PathBuf]) -> Result<Tree> {
     let mut tree = Tree::default();
     skeleton(&mut tree)?;
-    for (name, place, must_be_static) in BINARIES {
+    for (name, must_be_static) in BINARIES {
         let path = find_binary(binaries, name)?;
         let bytes = fs::read(&path).with_context(|| format!("failed to read `{}`", path.display()))?;
         let linkage = elf::linkage(&bytes).with_context(|| format!("`{}` is damaged", path.display()))?;
@@ -136,10 +154,14 @@ pub fn compose(packages: &Packages, wanted: &RootFiles, binaries: &[PathBuf]) ->
         if must_be_static && !linkage.is_static() {
             bail!(LinkError::NotStatic(path.display().to_string()));
         }
-        tree.copy(&format!("{OURS}/{place}"), 0o755, &path)?;
+        tree.copy(&format!("{OURS}/{name}"), 0o755, &path)?;
     }
-    tree.link("usr/sbin/init", "../lib/beemesh/init")?;
-    let find = |path: &str| packages.find(path).with_context(|| format!("no locked package has `{path}`"));
+    tree.link("usr/sbin/init", "../lib/beemesh/beemesh-init")?;
+    let find = |path: &str| {
+        packages
+            .find(path)
+            .with_context(|| format!("no locked package has `{path}`"))
+    };
     for path in &wanted.programs {
         tree.copy(path, 0o755, &find(path)?)?;
     }
@@ -161,7 +183,18 @@ pub fn compose(packages: &Packages, wanted: &RootFiles, binaries: &[PathBuf]) ->
 }
 
 fn skeleton(tree: &mut Tree) -> Result<()> {
-    for path in ["dev", "etc", "proc", "run", "sys", "usr/bin", "usr/sbin", "usr/lib64", LIBRARIES, "var/lib/beemesh"] {
+    for path in [
+        "dev",
+        "etc",
+        "proc",
+        "run",
+        "sys",
+        "usr/bin",
+        "usr/sbin",
+        "usr/lib64",
+        LIBRARIES,
+        "var/lib/beemesh",
+    ] {
         tree.directory(path, 0o755)?;
     }
     tree.directory("root", 0o700)?;
@@ -179,21 +212,31 @@ fn skeleton(tree: &mut Tree) -> Result<()> {
     ] {
         tree.link(path, target)?;
     }
-    tree.text("etc/passwd", "root:x:0:0:root:/root:/usr/sbin/nologin\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n")?;
+    tree.text(
+        "etc/passwd",
+        "root:x:0:0:root:/root:/usr/sbin/nologin\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
+    )?;
     tree.text("etc/group", "root:x:0:\nnogroup:x:65534:\n")?;
     tree.text("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")?;
-    tree.text("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
+    tree.text(
+        "etc/nsswitch.conf",
+        "passwd: files\ngroup: files\nhosts: files dns\n",
+    )
 }
 
 fn elf_files(tree: &Tree) -> Result<BTreeMap<String, Linkage>> {
     let mut found = BTreeMap::new();
     for (path, node) in tree.iter() {
-        let Node::File { content, .. } = node else { continue };
+        let Node::File { content, .. } = node else {
+            continue;
+        };
         // Kernel modules are ELF files too, with dependencies of another kind.
         if path.ends_with(".ko") {
             continue;
         }
-        if let Some(linkage) = elf::linkage(&content.read()?).with_context(|| format!("`{path}` is damaged"))? {
+        if let Some(linkage) =
+            elf::linkage(&content.read()?).with_context(|| format!("`{path}` is damaged"))?
+        {
             found.insert(path.to_owned(), linkage);
         }
     }
@@ -209,15 +252,23 @@ fn library_path(tree: &Tree, name: &str) -> Option<String> {
 fn add_libraries(tree: &mut Tree, packages: &Packages) -> Result<()> {
     let mut pending: Vec<Linkage> = elf_files(tree)?.into_values().collect();
     while let Some(linkage) = pending.pop() {
-        let interpreter = linkage.interpreter.iter().map(|path| format!("usr/{}", path.trim_start_matches('/')));
+        let interpreter = linkage
+            .interpreter
+            .iter()
+            .map(|path| format!("usr/{}", path.trim_start_matches('/')));
         let libraries = linkage.needed.iter().filter(|n| library_path(tree, n).is_none());
-        let wanted: Vec<_> = libraries.map(|n| format!("{LIBRARIES}/{n}")).chain(interpreter).collect();
+        let wanted: Vec<_> = libraries
+            .map(|n| format!("{LIBRARIES}/{n}"))
+            .chain(interpreter)
+            .collect();
         for path in wanted {
             // The loader is in place under its own name: nobody opens it as a library.
             if tree.get(&path).is_some() || path.contains("/ld-linux") && !path.starts_with("usr/lib64") {
                 continue;
             }
-            let Some(source) = packages.find(&path) else { continue };
+            let Some(source) = packages.find(&path) else {
+                continue;
+            };
             tree.copy(&path, 0o755, &source)?;
             pending.extend(elf::linkage(&Content::File(source).read()?)?);
         }
@@ -232,18 +283,28 @@ fn check_linkage(tree: &Tree) -> Result<(), anyhow::Error> {
         if let Some(interpreter) = &linkage.interpreter {
             let path = merged_path(Path::new(interpreter)).unwrap_or_default();
             if tree.get(&path).is_none() {
-                bail!(LinkError::Interpreter { file, interpreter: interpreter.clone() });
+                bail!(LinkError::Interpreter {
+                    file,
+                    interpreter: interpreter.clone()
+                });
             }
         }
         for library in &linkage.needed {
             if library_path(tree, library).is_none() {
-                bail!(LinkError::Library { file, library: library.clone() });
+                bail!(LinkError::Library {
+                    file,
+                    library: library.clone()
+                });
             }
         }
         for (library, version) in &linkage.versions_needed {
             let offered = library_path(tree, library).and_then(|path| files.get(&path));
             if !offered.is_some_and(|l| l.versions_offered.contains(version)) {
-                bail!(LinkError::Version { file, library: library.clone(), version: version.clone() });
+                bail!(LinkError::Version {
+                    file,
+                    library: library.clone(),
+                    version: version.clone()
+                });
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Packs a tree as squashfs with zstd, through `sqfstar`.
+//! Packs a tree as squashfs with zstd, through `mksquashfs -tar`.
 //!
 //! squashfs and not erofs: Debian 12's erofs-utils and kernel know no zstd, and lz4 makes the root a third larger, while
 //! mounting takes the same time. Kept in the cache by the tree's fingerprint, because packing takes most of a build.
@@ -23,23 +23,64 @@ const BLOCK: &str = "256K";
 
 /// The packed file system, a file in the cache. `time` is the time of every entry, seconds since 1970.
 pub fn pack(tree: &Tree, time: u32, cache: &Cache) -> Result<PathBuf> {
-    let version = apt::output(Command::new("sqfstar").arg("-version"))?;
+    let version = apt::output(Command::new("mksquashfs").arg("-version"))?;
     let version = version.lines().next().unwrap_or_default();
     let key = Digest::of(format!("{} {time} {LEVEL} {BLOCK} {version}", tree.fingerprint()?).as_bytes());
     cache.get("squashfs", &key, |target| {
         let time_text = time.to_string();
-        let mut command = Command::new("sqfstar");
-        command.args(["-comp", "zstd", "-Xcompression-level", LEVEL, "-b", BLOCK, "-reproducible", "-no-xattrs"]);
-        command.args(["-mkfs-time", &time_text, "-all-time", &time_text, "-root-time", &time_text]);
-        command.args(["-root-mode", "755", "-root-uid", "0", "-root-gid", "0", "-quiet", "-no-progress", "-exit-on-error"]);
-        command.arg(target).env_remove("SOURCE_DATE_EPOCH");
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().context("failed to run `sqfstar`: `cargo xtask setup` installs it")?;
-        let input = child.stdin.take().context("sqfstar has no standard input")?;
+        // Not `sqfstar`: version 4.5 takes the level for the name of the image.
+        let mut command = Command::new("mksquashfs");
+        command
+            .arg("-")
+            .arg(target)
+            .arg("-tar")
+            .env_remove("SOURCE_DATE_EPOCH");
+        command.args([
+            "-comp",
+            "zstd",
+            "-Xcompression-level",
+            LEVEL,
+            "-b",
+            BLOCK,
+            "-reproducible",
+            "-no-xattrs",
+        ]);
+        command.args([
+            "-mkfs-time",
+            &time_text,
+            "-all-time",
+            &time_text,
+            "-root-time",
+            &time_text,
+        ]);
+        command.args([
+            "-root-mode",
+            "755",
+            "-root-uid",
+            "0",
+            "-root-gid",
+            "0",
+            "-noappend",
+            "-quiet",
+            "-no-progress",
+            "-exit-on-error",
+        ]);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .context("failed to run `mksquashfs`: `cargo xtask setup` installs it")?;
+        let input = child.stdin.take().context("mksquashfs has no standard input")?;
         let written = write_tar(tree, time, input);
         let output = child.wait_with_output()?;
         if !output.status.success() {
-            bail!("`sqfstar` failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "`mksquashfs` failed ({}): {}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         written
     })
@@ -48,7 +89,13 @@ pub fn pack(tree: &Tree, time: u32, cache: &Cache) -> Result<PathBuf> {
 /// Reads one file of a packed file system, to look into an image without mounting it.
 #[cfg(test)]
 pub fn unpack(image: &Path, target: &Path) -> Result<()> {
-    apt::output(Command::new("unsquashfs").args(["-no-progress", "-d"]).arg(target).arg(image)).map(drop)
+    apt::output(
+        Command::new("unsquashfs")
+            .args(["-no-progress", "-d"])
+            .arg(target)
+            .arg(image),
+    )
+    .map(drop)
 }
 
 fn write_tar(tree: &Tree, time: u32, output: impl Write) -> Result<()> {
@@ -86,7 +133,7 @@ fn write_tar(tree: &Tree, time: u32, output: impl Write) -> Result<()> {
             }
         }
     }
-    archive.into_inner()?.flush().context("failed to feed sqfstar")
+    archive.into_inner()?.flush().context("failed to feed mksquashfs")
 }
 
 #[cfg(test)]
@@ -111,7 +158,10 @@ mod tests {
         let out = folder.path().join("out");
         unpack(&one, &out).unwrap();
         assert_eq!(fs::read_to_string(out.join(&long)).unwrap(), "content");
-        assert_eq!(fs::metadata(out.join("tmp")).unwrap().permissions().mode() & 0o7777, 0o1777);
+        assert_eq!(
+            fs::metadata(out.join("tmp")).unwrap().permissions().mode() & 0o7777,
+            0o1777
+        );
         assert_eq!(fs::read_link(out.join("lib")).unwrap(), Path::new("usr/lib"));
     }
 }

@@ -26,7 +26,9 @@ impl Content {
     pub fn read(&self) -> Result<Vec<u8>> {
         match self {
             Self::Bytes(bytes) => Ok(bytes.clone()),
-            Self::File(path) => fs::read(path).with_context(|| format!("failed to read `{}`", path.display())),
+            Self::File(path) => {
+                fs::read(path).with_context(|| format!("failed to read `{}`", path.display()))
+            }
         }
     }
 
@@ -69,7 +71,10 @@ impl Tree {
         for (end, _) in path.match_indices('/') {
             let parent = path.get(..end).unwrap_or_default();
             match self.nodes.get(parent) {
-                None => drop(self.nodes.insert(parent.to_owned(), Node::Directory { mode: 0o755 })),
+                None => drop(
+                    self.nodes
+                        .insert(parent.to_owned(), Node::Directory { mode: 0o755 }),
+                ),
                 Some(Node::Directory { .. }) => {}
                 Some(_) => bail!("`{path}` lies below `{parent}`, which is not a directory in the image"),
             }
@@ -90,17 +95,34 @@ impl Tree {
 
     /// Adds a file from bytes, mode 0644.
     pub fn text(&mut self, path: &str, text: &str) -> Result<()> {
-        self.insert(path, Node::File { mode: 0o644, content: Content::Bytes(text.as_bytes().to_vec()) })
+        self.insert(
+            path,
+            Node::File {
+                mode: 0o644,
+                content: Content::Bytes(text.as_bytes().to_vec()),
+            },
+        )
     }
 
     /// Adds a copy of a file.
     pub fn copy(&mut self, path: &str, mode: u32, source: &Path) -> Result<()> {
-        self.insert(path, Node::File { mode, content: Content::File(source.to_owned()) })
+        self.insert(
+            path,
+            Node::File {
+                mode,
+                content: Content::File(source.to_owned()),
+            },
+        )
     }
 
     /// Adds a symbolic link.
     pub fn link(&mut self, path: &str, target: &str) -> Result<()> {
-        self.insert(path, Node::Link { target: target.to_owned() })
+        self.insert(
+            path,
+            Node::Link {
+                target: target.to_owned(),
+            },
+        )
     }
 
     /// The entry at `path`, links not followed.
@@ -168,7 +190,11 @@ mod tests {
         };
         let base = build(0o644, "a", "t");
         assert_eq!(base, build(0o644, "a", "t"));
-        for other in [build(0o755, "a", "t"), build(0o644, "b", "t"), build(0o644, "a", "u")] {
+        for other in [
+            build(0o755, "a", "t"),
+            build(0o644, "b", "t"),
+            build(0o644, "a", "u"),
+        ] {
             assert_ne!(base, other);
         }
         fs::write(&file, "2").unwrap();

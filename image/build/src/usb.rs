@@ -1,31 +1,22 @@
 //! Writes the raw disk image: GPT, the ESP with boot loader and UKI, an empty partition for the join pack.
 //!
-//! Follows the plan of `beemesh-image-disk` and decides nothing of the layout. The file is sparse. Invariant: the same
+//! Follows the plan of `beemesh-image-disk` and decides nothing of the layout. Files are put in place by mtools: the
+//! fatfs crate writes long names for `.` and `..`, which fsck takes for damage. The file is sparse. Invariant: the same
 //! content gives the same bytes; no clock and no randomness reach the file systems.
 
-use anyhow::{Context, Result};
+use crate::{
+    apt,
+    tree::{Content, Node, Tree},
+};
+use anyhow::{Context, Result, bail};
 use beemesh_image_disk::{DiskPlan, Partition, Role};
-use fatfs::{Date, DateTime, FatType, FileSystem, FormatVolumeOptions, FsOptions, Time, TimeProvider};
+use fatfs::{FatType, FormatVolumeOptions};
 use std::{
-    collections::BTreeMap,
     fs::File,
     io::{self, Read, Seek, SeekFrom, Write},
+    path::Path,
+    process::Command,
 };
-
-/// The time of every file on the ESP: the epoch of FAT.
-#[derive(Debug)]
-struct Fixed;
-
-static FIXED: Fixed = Fixed;
-
-impl TimeProvider for Fixed {
-    fn get_current_date(&self) -> Date {
-        Date { year: 1980, month: 1, day: 1 }
-    }
-    fn get_current_date_time(&self) -> DateTime {
-        DateTime { date: self.get_current_date(), time: Time { hour: 0, min: 0, sec: 0, millis: 0 } }
-    }
-}
 
 /// A part of a file, as a file of its own. Nothing is read or written outside.
 struct Window<'a> {
@@ -37,11 +28,18 @@ struct Window<'a> {
 
 impl<'a> Window<'a> {
     fn of(file: &'a File, partition: &Partition) -> Self {
-        Self { file, start: partition.offset(), size: partition.size(), position: 0 }
+        Self {
+            file,
+            start: partition.offset(),
+            size: partition.size(),
+            position: 0,
+        }
     }
 
     fn left(&self, wanted: usize) -> usize {
-        usize::try_from(self.size - self.position).unwrap_or(usize::MAX).min(wanted)
+        usize::try_from(self.size - self.position)
+            .unwrap_or(usize::MAX)
+            .min(wanted)
     }
 }
 
@@ -79,20 +77,28 @@ impl Seek for Window<'_> {
                 self.position = position;
                 Ok(position)
             }
-            None => Err(io::Error::new(io::ErrorKind::InvalidInput, "seek outside the partition")),
+            None => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "seek outside the partition",
+            )),
         }
     }
 }
 
-/// Fills `file` (empty) as planned. `esp` maps paths on the ESP to contents.
-pub fn write(file: &mut File, plan: &DiskPlan, esp: &BTreeMap<String, Vec<u8>>) -> Result<()> {
+/// Fills the empty file at `path` as planned. `time` is the time of every file on the ESP, seconds since 1970.
+pub fn write(path: &Path, plan: &DiskPlan, esp: &Tree, time: u32) -> Result<()> {
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .context("failed to open the disk image")?;
     file.set_len(plan.size).context("failed to size the disk image")?;
-    write_table(file, plan).context("failed to write the partition table")?;
+    write_table(&mut file, plan).context("failed to write the partition table")?;
     for partition in &plan.partitions {
         let name = &partition.name;
-        format(file, partition).with_context(|| format!("failed to format partition `{name}`"))?;
+        format(&file, partition).with_context(|| format!("failed to format partition `{name}`"))?;
         if partition.role == Role::Esp {
-            fill(file, partition, esp).with_context(|| format!("failed to fill partition `{name}`"))?;
+            fill(path, partition, esp, time).with_context(|| format!("failed to fill partition `{name}`"))?;
         }
     }
     Ok(())
@@ -101,7 +107,9 @@ pub fn write(file: &mut File, plan: &DiskPlan, esp: &BTreeMap<String, Vec<u8>>) 
 fn write_table(file: &mut File, plan: &DiskPlan) -> Result<()> {
     let sectors = u32::try_from(plan.size / beemesh_image_disk::SECTOR - 1).unwrap_or(u32::MAX);
     gpt::mbr::ProtectiveMBR::with_lb_size(sectors).overwrite_lba0(file)?;
-    let config = gpt::GptConfig::new().writable(true).logical_block_size(gpt::disk::LogicalBlockSize::Lb512);
+    let config = gpt::GptConfig::new()
+        .writable(true)
+        .logical_block_size(gpt::disk::LogicalBlockSize::Lb512);
     let mut table = config.create_from_device(&mut *file, Some(plan.guid))?;
     let entries = plan.partitions.iter().map(|p| {
         let entry = gpt::partition::Partition {
@@ -132,18 +140,40 @@ fn format(file: &File, partition: &Partition) -> Result<()> {
     Ok(fatfs::format_volume(Window::of(file, partition), options)?)
 }
 
-fn fill(file: &File, partition: &Partition, contents: &BTreeMap<String, Vec<u8>>) -> Result<()> {
-    let options = FsOptions::new().update_accessed_date(false).time_provider(&FIXED);
-    let volume = FileSystem::new(Window::of(file, partition), options)?;
-    for (path, content) in contents {
-        for (end, _) in path.match_indices('/') {
-            volume.root_dir().create_dir(path.get(..end).unwrap_or_default())?;
-        }
-        let mut target = volume.root_dir().create_file(path)?;
-        target.write_all(content)?;
-        target.flush()?;
+fn fill(image: &Path, partition: &Partition, contents: &Tree, time: u32) -> Result<()> {
+    let mut drive = image.as_os_str().to_owned();
+    drive.push(format!("@@{}", partition.offset()));
+    let tool = |name: &str| {
+        let mut command = Command::new(name);
+        command
+            .env("SOURCE_DATE_EPOCH", time.to_string())
+            .env("TZ", "UTC")
+            .env("MTOOLS_SKIP_CHECK", "1");
+        command.arg("-i").arg(&drive);
+        command
+    };
+    for (path, node) in contents.iter() {
+        let place = format!("::/{path}");
+        match node {
+            Node::Directory { .. } => apt::output(tool("mmd").arg(place))?,
+            Node::File {
+                content: Content::File(source),
+                ..
+            } => apt::output(tool("mcopy").arg(source).arg(place))?,
+            Node::File {
+                content: Content::Bytes(bytes),
+                ..
+            } => {
+                let mut source = tempfile::NamedTempFile::new()?;
+                source.write_all(bytes)?;
+                apt::output(tool("mcopy").arg(source.path()).arg(place))?
+            }
+            Node::Link { .. } | Node::CharDevice { .. } => {
+                bail!("FAT cannot hold `{path}`: neither file nor directory")
+            }
+        };
     }
-    Ok(volume.unmount()?)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -2,23 +2,32 @@
 
 use super::*;
 use beemesh_image_disk::{UsbSizes, plan_usb};
-use std::{fs, path::Path, process::Command};
+use std::fs;
 
 fn image(path: &Path, content: &[u8]) -> DiskPlan {
-    let plan = plan_usb(UsbSizes { esp: 64 << 20, join: 64 << 20 }, &[7; 32]).unwrap();
-    let esp = BTreeMap::from([
-        ("EFI/Linux/beemesh_0.1.0.efi".to_owned(), content.to_vec()),
-        ("loader/loader.conf".to_owned(), b"timeout 0\n".to_vec()),
-    ]);
-    let mut file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
-    write(&mut file, &plan, &esp).unwrap();
+    let plan = plan_usb(
+        UsbSizes {
+            esp: 64 << 20,
+            join: 64 << 20,
+        },
+        &[7; 32],
+    )
+    .unwrap();
+    let mut esp = Tree::default();
+    let source = path.with_extension("efi");
+    fs::write(&source, content).unwrap();
+    esp.copy("EFI/Linux/beemesh_0.1.0.efi", 0o644, &source).unwrap();
+    esp.text("loader/loader.conf", "timeout 0\n").unwrap();
+    File::create_new(path).unwrap();
+    write(path, &plan, &esp, 1_700_000_000).unwrap();
     plan
 }
 
 fn run(program: &str, arguments: &[&str]) -> Vec<u8> {
     let output = Command::new(program).args(arguments).output();
     let output = output.unwrap_or_else(|e| panic!("`{program}` is installed: {e}"));
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program}: {said}");
     output.stdout
 }
@@ -30,7 +39,10 @@ fn the_same_content_gives_the_same_sparse_image() {
     let content = vec![0xa5; 3 << 20];
     image(&one, &content);
     image(&other, &content);
-    assert!(fs::read(&one).unwrap() == fs::read(&other).unwrap(), "the images differ");
+    assert!(
+        fs::read(&one).unwrap() == fs::read(&other).unwrap(),
+        "the images differ"
+    );
     let used = std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&one).unwrap()) * 512;
     assert!(used < 16 << 20, "{used} bytes are allocated");
 }
@@ -52,7 +64,10 @@ fn fsck_and_mtools_accept_both_file_systems() {
         assert!(label.contains(&partition.name), "{label}");
     }
     let esp = folder.path().join("BEEMESH-ESP");
-    let read = run("mtype", &["-i", esp.to_str().unwrap(), "::/EFI/Linux/beemesh_0.1.0.efi"]);
+    let read = run(
+        "mtype",
+        &["-i", esp.to_str().unwrap(), "::/EFI/Linux/beemesh_0.1.0.efi"],
+    );
     assert!(read == content, "mtools reads another content");
 }
 
@@ -66,7 +81,10 @@ fn the_table_is_read_back_from_either_end() {
         assert_eq!(*table.guid(), plan.guid);
         for partition in &plan.partitions {
             let entry = &table.partitions()[&partition.number];
-            assert_eq!((entry.first_lba, entry.last_lba), (partition.first_lba, partition.last_lba));
+            assert_eq!(
+                (entry.first_lba, entry.last_lba),
+                (partition.first_lba, partition.last_lba)
+            );
             assert_eq!((&entry.name, entry.part_guid), (&partition.name, partition.guid));
         }
     };
