@@ -3,7 +3,7 @@
 //! Field names, defaults and meaning are Kubernetes'. Unknown and unsupported fields are errors that name their path.
 //! Here are the types alone: `document.rs` reads texts, `check.rs` says which values are allowed.
 
-pub use crate::check::check_workload;
+pub use crate::check::{MAX_CONTAINERS, MAX_REPLICAS, check_workload};
 pub use crate::document::{MAX_DOCUMENTS, MAX_SIZE, Manifest, parse_manifests, to_yaml};
 pub use crate::fault::{ManifestError, ManifestFault};
 pub use crate::quantity::{cpu, memory};

@@ -1,1 +1,27 @@
 //! Cell membership, placement, grants and healing as a pure state machine.
+//!
+//! [`Cell::step`] takes an event and a time and gives back commands; it opens nothing, reads no clock and draws no
+//! randomness but from its seed. `SPEC.md` has the protocol, the safety argument and what is not guaranteed.
+
+mod cell;
+mod desired;
+mod grants;
+mod holdings;
+mod membership;
+mod model;
+mod placement;
+mod rendezvous;
+mod roster;
+mod views;
+pub mod wire;
+
+pub use cell::Cell;
+pub use desired::{ChangeRefused, MAX_CHANGES, MAX_ENVELOPE};
+pub use grants::{MAX_GHOSTS, MAX_GRANTS};
+pub use holdings::MAX_PODS;
+pub use model::{
+    Capacity, CellConfig, Command, Event, GrantRecord, Key, MemberInfo, Millis, Persisted, PodReport, Record,
+    RecoveredPod, Tuning,
+};
+pub use placement::{MAX_PLACEMENTS, MAX_RESERVATIONS};
+pub use roster::MAX_MEMBERS;

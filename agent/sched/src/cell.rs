@@ -1,0 +1,870 @@
+//! The cell: takes an event, lets its parts act, gives back commands.
+//!
+//! Here is only what ties the parts together: dispatch, heartbeats, anti-entropy, the arbiter's view of who is alive.
+//! Invariant: same configuration, same events, same times: same commands. A step ends.
+
+use crate::desired::{ChangeRefused, Desired};
+use crate::grants::{Grants, Judged};
+use crate::holdings::Holding;
+use crate::membership::{Liveness, Membership, SwimEffect};
+use crate::model::{Capacity, CellConfig, Command, Event, Key, MemberInfo, Millis, Persisted, Record};
+use crate::placement::{Failures, Placer, Reservations};
+use crate::roster::{Added, Roster};
+use crate::views::{Heard, Views};
+use crate::wire::{Claim, Heartbeat, Message, Stage, StatusBody};
+use beemesh_agent_api::{Change, WorkloadId};
+use beemesh_ids::PeerId;
+use rand::{SeedableRng, rngs::SmallRng};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Messages that one step may send to itself; beyond it they are dropped and counted.
+const MAX_LOOPBACK: usize = 100_000;
+/// Names in one list of members or workloads.
+const MAX_LIST: usize = 4096;
+/// Ages of changes that are being verified.
+const MAX_AGES: usize = 1024;
+
+/// When and whether to speak.
+#[derive(Default)]
+pub(crate) struct StatusClock {
+    dirty: bool,
+    version: u64,
+    seq: u64,
+    last: Millis,
+}
+
+impl StatusClock {
+    /// What this node holds or has differs: say so at the end of the step.
+    pub(crate) fn touch(&mut self) {
+        self.dirty = true;
+    }
+}
+
+/// One node's part in the scheduling of its cell. See `SPEC.md`.
+pub struct Cell {
+    pub(crate) config: CellConfig,
+    pub(crate) now: Millis,
+    started: Millis,
+    pub(crate) out: Vec<Command>,
+    loopback: VecDeque<Message>,
+    pub(crate) rng: SmallRng,
+    pub(crate) roster: Roster,
+    pub(crate) membership: Membership,
+    pub(crate) views: Views,
+    pub(crate) connected: BTreeSet<PeerId>,
+    pub(crate) capacity: Capacity,
+    pub(crate) recovered: bool,
+    pub(crate) desired: Desired,
+    pub(crate) grants: Grants,
+    pub(crate) holdings: BTreeMap<Key, Holding>,
+    pub(crate) placer: Placer,
+    pub(crate) reservations: Reservations,
+    pub(crate) failures: Failures,
+    pub(crate) status: StatusClock,
+    pub(crate) scan_due: bool,
+    roster_since: Millis,
+    maintained: Millis,
+    announced: Millis,
+    ages: BTreeMap<String, Millis>,
+    asked: BTreeMap<(PeerId, &'static str), Millis>,
+    boot_kept: u64,
+    dropped: u64,
+}
+
+impl Cell {
+    /// A cell as it was kept, at the time `now`. The first step tells what to make durable.
+    pub fn new(config: CellConfig, persisted: Persisted, now: Millis) -> Self {
+        let boot = persisted.boot.saturating_add(1);
+        let mut rng = SmallRng::seed_from_u64(config.seed);
+        let swim_seed = rand::RngExt::random(&mut rng);
+        let membership = Membership::new(config.me.clone(), boot, swim_seed, &config.tuning, now);
+        let mut roster = Roster::default();
+        for (peer, member) in persisted.members {
+            roster.add(peer, member, now);
+        }
+        roster.add(config.me.clone(), config.member.clone(), now);
+        let mut desired = Desired::default();
+        for (change, envelope) in persisted.changes {
+            // What this version no longer takes was written by another one: it comes again from the others or not.
+            let _ = desired.apply(change, envelope, now);
+        }
+        let mut status = StatusClock::default();
+        status.touch();
+        let out = vec![
+            Command::Persist(Record::Boot(boot)),
+            Command::Persist(Record::Member(config.me.clone(), config.member.clone())),
+        ];
+        Self {
+            now,
+            started: now,
+            out,
+            loopback: VecDeque::new(),
+            rng,
+            roster,
+            membership,
+            views: Views::default(),
+            connected: BTreeSet::new(),
+            capacity: Capacity::default(),
+            recovered: false,
+            desired,
+            grants: Grants::new(persisted.grants, now),
+            holdings: BTreeMap::new(),
+            placer: Placer::default(),
+            reservations: Reservations::default(),
+            failures: Failures::default(),
+            status,
+            scan_due: true,
+            roster_since: now,
+            maintained: now,
+            announced: now,
+            ages: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            boot_kept: boot,
+            dropped: 0,
+            config,
+        }
+    }
+
+    /// Takes one event at the time `now` (a time before the last one counts as that). What comes back is to be carried
+    /// out in its order.
+    pub fn step(&mut self, now: Millis, event: Event) -> Vec<Command> {
+        self.now = self.now.max(now);
+        let effects = self.membership.run_timers(self.now);
+        self.carry_out(effects);
+        match event {
+            Event::Tick => self.tick(),
+            Event::Member { peer, member } => self.on_member(peer, member),
+            Event::Connected { peer } => self.on_connected(peer),
+            Event::Disconnected { peer } => {
+                self.connected.remove(&peer);
+            }
+            Event::Message { from, bytes } => self.on_bytes(from, &bytes),
+            Event::Change { change, envelope } => self.on_change(change, envelope),
+            Event::Capacity(capacity) => {
+                if self.capacity != capacity {
+                    self.capacity = capacity;
+                    self.status.touch();
+                    self.scan_due = true;
+                }
+            }
+            Event::Pod { pod_id, state } => self.on_pod(&pod_id, state),
+            Event::PodGone { pod_id } => self.on_pod_gone(&pod_id),
+            Event::Recovered { pods } => self.on_recovered(pods),
+        }
+        self.tick_placements();
+        self.settle();
+        if self.status.dirty {
+            self.status.dirty = false;
+            self.status.version += 1;
+            self.speak(true);
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    /// Whether a change would be taken: for the answer to the operator before [`Event::Change`].
+    ///
+    /// # Errors
+    /// [`ChangeRefused`] says why not.
+    pub fn check_change(&self, change: &Change, envelope: &[u8]) -> Result<(), ChangeRefused> {
+        self.desired.check(change, envelope)
+    }
+
+    /// The changes that are known, deletions included, with their envelopes.
+    pub fn changes(&self) -> impl Iterator<Item = (&Change, &[u8])> {
+        self.desired
+            .iter()
+            .map(|(_, entry)| (&entry.change, entry.envelope.as_slice()))
+    }
+
+    /// The members' peer ids, quarantined ones left out.
+    pub fn members(&self) -> impl Iterator<Item = (&PeerId, &MemberInfo)> {
+        self.roster.active().map(|(peer, entry)| (peer, &entry.info))
+    }
+
+    /// Messages that were dropped: garbage, strangers', too large, or SWIM's refusals.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.saturating_add(self.membership.refused)
+    }
+
+    // ---- time ----
+
+    fn tick(&mut self) {
+        let now = self.now;
+        self.tick_holdings();
+        self.reservations.expire(now);
+        if now.since(self.maintained) >= 1000 {
+            self.maintained = now;
+            self.tidy_grants();
+            self.scan_due = true;
+            self.asked.retain(|_, at| now.since(*at) < 10_000);
+        }
+        if self.placer.is_busy() {
+            self.scan_due = true;
+        }
+        if now.since(self.announced) >= 2000 {
+            self.announced = now;
+            let silent: Vec<PeerId> = self
+                .connected
+                .iter()
+                .filter(|peer| !self.membership.is_up(peer))
+                .cloned()
+                .collect();
+            for peer in silent {
+                let effects = self.membership.announce(now, &peer);
+                self.carry_out(effects);
+            }
+        }
+        if now.since(self.status.last) >= self.config.tuning.status_ms {
+            self.speak(false);
+        }
+    }
+
+    /// Lets the parts act on each other until nothing is left.
+    fn settle(&mut self) {
+        for _ in 0..MAX_LOOPBACK {
+            if let Some(message) = self.loopback.pop_front() {
+                let me = self.config.me.clone();
+                self.on_message(me, message);
+            } else if std::mem::take(&mut self.scan_due) {
+                self.scan();
+            } else {
+                return;
+            }
+        }
+        self.dropped = self.dropped.saturating_add(self.loopback.len() as u64);
+        self.loopback.clear();
+    }
+
+    // ---- sending ----
+
+    pub(crate) fn send(&mut self, to: &PeerId, message: Message) {
+        if *to == self.config.me {
+            return self.loopback.push_back(message);
+        }
+        if !self.connected.contains(to) {
+            return;
+        }
+        match message.encode() {
+            Ok(bytes) => self.out.push(Command::Send {
+                to: to.clone(),
+                bytes,
+            }),
+            Err(_) => self.dropped = self.dropped.saturating_add(1),
+        }
+    }
+
+    pub(crate) fn emit(&mut self, reason: &'static str, object: String, message: String) {
+        self.out.push(Command::Emit {
+            reason,
+            object,
+            message,
+        });
+    }
+
+    pub(crate) fn send_envelope(&mut self, to: &PeerId, workload: &WorkloadId) {
+        if let Some(entry) = self.desired.get(workload) {
+            let message = Message::Envelope {
+                id: entry.change.id.clone(),
+                age_ms: self.now.since(entry.accepted_at),
+                envelope: entry.envelope.clone(),
+            };
+            self.send(to, message);
+        }
+    }
+
+    /// A heartbeat to all; with the body where it is new.
+    fn speak(&mut self, with_body: bool) {
+        self.status.last = self.now;
+        let body = with_body.then(|| self.status_body());
+        let peers: Vec<PeerId> = self.connected.iter().cloned().collect();
+        for peer in peers {
+            self.speak_to(&peer, body.clone());
+        }
+    }
+
+    fn speak_to(&mut self, peer: &PeerId, body: Option<StatusBody>) {
+        self.status.seq += 1;
+        let heartbeat = Heartbeat {
+            generation: self.membership.generation(),
+            yours: self.membership.known_generation(peer),
+            seq: self.status.seq,
+            version: self.status.version,
+            roster: self.roster.digest(),
+            changes: self.desired.digest(),
+            recovered: self.recovered,
+            body,
+        };
+        self.send(peer, Message::Heartbeat(Box::new(heartbeat)));
+    }
+
+    fn status_body(&self) -> StatusBody {
+        let (free_cpu, free_memory) = self.free(None);
+        StatusBody {
+            capacity: self.capacity.clone(),
+            free_cpu,
+            free_memory,
+            ports: self
+                .holdings
+                .values()
+                .flat_map(|holding| holding.need.ports.iter().copied())
+                .collect(),
+            pods: self
+                .holdings
+                .iter()
+                .map(|(key, holding)| holding.as_held(key))
+                .collect(),
+        }
+    }
+
+    // ---- members ----
+
+    fn on_member(&mut self, peer: PeerId, member: MemberInfo) {
+        let name = member.name.clone();
+        let assurance = member.assurance;
+        match self.roster.add(peer.clone(), member.clone(), self.now) {
+            Added::Known => return,
+            Added::Full => {
+                let message = format!(
+                    "node `{name}` was not taken in: the cell has {} members",
+                    crate::roster::MAX_MEMBERS
+                );
+                return self.emit("CellFull", format!("node/{name}"), message);
+            }
+            Added::New { quarantined } => {
+                self.out
+                    .push(Command::Persist(Record::Member(peer.clone(), member.clone())));
+                if let Some((second, first)) = quarantined {
+                    self.connected.remove(&second);
+                    let (late, early) = (self.roster.name(&second), self.roster.name(&first));
+                    let message = format!(
+                        "node `{late}` redeemed a voucher that `{early}` had redeemed before: it is kept out"
+                    );
+                    self.emit("VoucherReused", format!("node/{late}"), message);
+                    self.out.push(Command::Quarantine {
+                        peer: second,
+                        voucher_id: member.voucher_id,
+                        first,
+                    });
+                }
+                if self.roster.contains(&peer) && peer != self.config.me {
+                    let known = format!("{assurance:?}").to_lowercase();
+                    let message = format!("node `{name}` is a member of the cell (assurance {known})");
+                    self.emit("Joined", format!("node/{name}"), message);
+                }
+            }
+        }
+        self.roster_since = self.now;
+        self.status.touch();
+        self.scan_due = true;
+        self.restart_claims();
+    }
+
+    fn on_connected(&mut self, peer: PeerId) {
+        if self.roster.is_quarantined(&peer)
+            || peer == self.config.me
+            || self.connected.len() >= crate::roster::MAX_MEMBERS
+        {
+            return;
+        }
+        self.connected.insert(peer.clone());
+        let effects = self.membership.announce(self.now, &peer);
+        self.carry_out(effects);
+        let body = self.status_body();
+        self.speak_to(&peer, Some(body));
+    }
+
+    fn carry_out(&mut self, effects: Vec<SwimEffect>) {
+        for effect in effects {
+            match effect {
+                SwimEffect::Send(peer, data) => self.send(&peer, Message::Swim(data)),
+                SwimEffect::Up(peer) => {
+                    let name = self.roster.name(&peer);
+                    self.emit("NodeUp", format!("node/{name}"), format!("node `{name}` answers"));
+                    self.scan_due = true;
+                }
+                SwimEffect::Down(peer) => {
+                    let name = self.roster.name(&peer);
+                    let message = format!(
+                        "node `{name}` does not answer any more and is declared dead; its pods are placed anew"
+                    );
+                    self.emit("NodeDown", format!("node/{name}"), message);
+                    self.scan_due = true;
+                }
+            }
+        }
+        let boot = self.membership.boot();
+        if boot > self.boot_kept {
+            self.boot_kept = boot;
+            self.out.push(Command::Persist(Record::Boot(boot)));
+        }
+    }
+
+    /// Whether a member's copies must be reckoned with: alive, or not yet dead for as long as its grants live.
+    pub(crate) fn may_be_alive(&self, peer: &PeerId) -> bool {
+        if *peer == self.config.me {
+            return true;
+        }
+        let Some(entry) = self.roster.get(peer) else {
+            return false;
+        };
+        match self.membership.liveness(peer, entry.since) {
+            Liveness::Up => true,
+            Liveness::Down(since) => self.now.since(since) < self.config.tuning.lease_ms,
+            Liveness::Unknown(since) => {
+                self.now.since(since.max(self.started)) < self.config.tuning.unknown_ms
+            }
+        }
+    }
+
+    /// Whether every member that may be alive has said what it holds, under the roster that this node has.
+    ///
+    /// One that is alive but says nothing to this node (no connection, another roster) is waited for only so long.
+    pub(crate) fn is_everyone_heard(&self) -> bool {
+        let patience = self.config.tuning.unknown_ms.saturating_mul(2);
+        let waited = self.now.since(self.roster_since.max(self.started));
+        self.roster.active().all(|(peer, _)| {
+            let heard = self
+                .views
+                .get(peer)
+                .is_some_and(|view| view.recovered && view.roster == self.roster.digest());
+            *peer == self.config.me || heard || !self.may_be_alive(peer) || waited >= patience
+        })
+    }
+
+    // ---- messages ----
+
+    fn on_bytes(&mut self, from: PeerId, bytes: &[u8]) {
+        if !self.roster.contains(&from) || from == self.config.me {
+            self.dropped = self.dropped.saturating_add(1);
+            return;
+        }
+        match Message::decode(bytes) {
+            Ok(message) => self.on_message(from, message),
+            Err(_) => self.dropped = self.dropped.saturating_add(1),
+        }
+    }
+
+    fn on_message(&mut self, from: PeerId, message: Message) {
+        match message {
+            Message::Swim(data) => {
+                let effects = self.membership.receive(self.now, &data);
+                self.carry_out(effects);
+            }
+            Message::Heartbeat(heartbeat) => self.on_heartbeat(&from, *heartbeat),
+            Message::StatusWanted => {
+                let body = self.status_body();
+                self.speak_to(&from, Some(body));
+            }
+            Message::Roster(peers) => self.on_roster(&from, &peers),
+            Message::MembersWanted(peers) => {
+                let wanted: BTreeSet<PeerId> = peers.into_iter().take(MAX_LIST).collect();
+                let known = self.roster.all().filter(|(peer, _)| wanted.contains(*peer));
+                let members: Vec<_> = known.map(|(peer, info)| (peer.clone(), info.clone())).collect();
+                // A few at a time: credentials are of unknown size.
+                for some in members.chunks(16) {
+                    self.send(&from, Message::Members(some.to_vec()));
+                }
+            }
+            Message::Members(members) => {
+                for (peer, info) in members.into_iter().take(MAX_LIST) {
+                    if !self.roster.contains(&peer) && !self.roster.is_quarantined(&peer) {
+                        self.out.push(Command::VerifyMember {
+                            peer,
+                            credential: info.credential,
+                        });
+                    }
+                }
+            }
+            Message::Changes(theirs) => self.on_changes(&from, theirs),
+            Message::ChangesWanted(workloads) => {
+                for workload in workloads.into_iter().take(MAX_LIST) {
+                    self.send_envelope(&from, &workload);
+                }
+            }
+            Message::Envelope { id, age_ms, envelope } => self.on_envelope(id, age_ms, envelope),
+            Message::Probe(probe) => self.on_probe(&from, probe),
+            Message::Offer { key, round, offer } => self.on_offer(from, key, round, offer),
+            Message::Unreserve { key } => self.reservations.remove(&key),
+            Message::Assign(assign) => self.on_assign(from, assign),
+            Message::Declined { key, round, reason } => self.on_declined(&from, &key, round, reason),
+            Message::Claim(claim) => self.on_claim(&from, claim),
+            Message::Verdict {
+                key,
+                token,
+                roster,
+                verdict,
+            } => self.on_verdict(from, key, token, roster, verdict),
+            Message::Renew {
+                key,
+                token,
+                round,
+                ghosts,
+                leased,
+            } => {
+                if let Some((record, ghosts)) =
+                    self.grants.renew(self.now, &key, &from, token, &ghosts, leased)
+                {
+                    self.out
+                        .extend(record.map(|record| Command::Persist(Record::Grant(record))));
+                    self.send(
+                        &from,
+                        Message::Renewed {
+                            key,
+                            token,
+                            round,
+                            ghosts,
+                        },
+                    );
+                }
+            }
+            Message::Renewed {
+                key,
+                token,
+                round,
+                ghosts,
+            } => self.on_renewed(from, &key, token, round, ghosts),
+            Message::Release { key, token } => {
+                if let Some(record) = self.grants.release(&key, &from, token) {
+                    self.out.push(Command::Persist(Record::Grant(record)));
+                }
+            }
+            Message::Superseded { key, token, holder } => {
+                let mine = self
+                    .holdings
+                    .get(&key)
+                    .is_some_and(|h| (h.token, &self.config.me) < (token, &holder));
+                if mine {
+                    let why = format!("node `{}` holds it by a higher token", self.roster.name(&holder));
+                    self.drain(&key, &why, None);
+                }
+            }
+        }
+    }
+
+    /// Asks a peer for something at most every `ms`.
+    fn may_ask(&mut self, peer: &PeerId, what: &'static str, ms: u64) -> bool {
+        let last = self.asked.get(&(peer.clone(), what));
+        if last.is_some_and(|last| self.now.since(*last) < ms) {
+            return false;
+        }
+        self.asked.insert((peer.clone(), what), self.now);
+        true
+    }
+
+    fn on_heartbeat(&mut self, from: &PeerId, heartbeat: Heartbeat) {
+        if heartbeat.yours > self.membership.generation() {
+            let effects = self.membership.outgrow(self.now, heartbeat.yours);
+            self.carry_out(effects);
+        }
+        let (roster, changes) = (heartbeat.roster, heartbeat.changes);
+        let was_heard = self
+            .views
+            .get(from)
+            .is_some_and(|view| view.recovered && view.roster == self.roster.digest());
+        match self.views.hear(from, heartbeat, self.now) {
+            Heard::Old => return,
+            Heard::Same => {}
+            Heard::BodyWanted => {
+                if self.may_ask(from, "body", 200) {
+                    self.send(from, Message::StatusWanted);
+                }
+            }
+            Heard::Body => self.on_body(from),
+        }
+        if roster != self.roster.digest() && self.may_ask(from, "roster", 300) {
+            let peers = self.roster.all().map(|(peer, _)| peer.clone()).collect();
+            self.send(from, Message::Roster(peers));
+        }
+        if changes != self.desired.digest() && self.may_ask(from, "changes", 300) {
+            let mine = self
+                .desired
+                .iter()
+                .map(|(workload, entry)| (workload.clone(), entry.change.id.clone()));
+            let mine = mine.collect();
+            self.send(from, Message::Changes(mine));
+        }
+        if !was_heard {
+            self.scan_due = true;
+        }
+    }
+
+    /// A member's new body: adopt its grants, lay its ghosts, settle who of two copies stays.
+    fn on_body(&mut self, from: &PeerId) {
+        self.scan_due = true;
+        let Some(view) = self.views.get(from) else { return };
+        let pods = view.body.pods.clone();
+        for pod in pods.iter().filter(|pod| pod.stage != Stage::Claiming) {
+            if !self.arbiters(&pod.key).contains(&self.config.me) {
+                continue;
+            }
+            let adopted = self
+                .grants
+                .adopt(self.now, &pod.key, from, pod.token, &pod.ghosts, pod.leased);
+            self.out
+                .extend(adopted.map(|record| Command::Persist(Record::Grant(record))));
+            if pod.stage == Stage::Running {
+                self.judge_copies(&pod.key);
+            }
+        }
+        let holds = |key: &Key| pods.iter().any(|pod| pod.key == *key);
+        for record in self.grants.lay_ghost(from, holds) {
+            self.out.push(Command::Persist(Record::Grant(record)));
+        }
+        self.lay_ghost_of_holdings(from, holds);
+    }
+
+    /// Tells all running copies of an ordinal but the one with the highest token.
+    fn judge_copies(&mut self, key: &Key) {
+        let mut running: Vec<(u64, PeerId)> = self
+            .copies(key)
+            .into_iter()
+            .filter(|(peer, pod)| pod.stage == Stage::Running && self.membership.is_up(peer))
+            .map(|(peer, pod)| (pod.token, peer))
+            .collect();
+        running.sort_unstable();
+        let Some((token, holder)) = running.pop() else {
+            return;
+        };
+        for (_, peer) in running {
+            self.send(
+                &peer,
+                Message::Superseded {
+                    key: key.clone(),
+                    token,
+                    holder: holder.clone(),
+                },
+            );
+        }
+    }
+
+    fn on_roster(&mut self, from: &PeerId, theirs: &[PeerId]) {
+        let theirs: BTreeSet<&PeerId> = theirs.iter().take(MAX_LIST).collect();
+        let mine: BTreeSet<&PeerId> = self.roster.all().map(|(peer, _)| peer).collect();
+        let wanted: Vec<PeerId> = theirs.difference(&mine).map(|peer| (*peer).clone()).collect();
+        let unknown_there = mine.difference(&theirs).next().is_some();
+        if !wanted.is_empty() {
+            self.send(from, Message::MembersWanted(wanted));
+        }
+        if unknown_there && self.may_ask(from, "roster", 300) {
+            let peers = self.roster.all().map(|(peer, _)| peer.clone()).collect();
+            self.send(from, Message::Roster(peers));
+        }
+    }
+
+    // ---- changes ----
+
+    fn on_changes(&mut self, from: &PeerId, theirs: Vec<(WorkloadId, String)>) {
+        let mut wanted = Vec::new();
+        let theirs: BTreeMap<WorkloadId, String> = theirs.into_iter().take(MAX_LIST).collect();
+        for (workload, id) in &theirs {
+            if self
+                .desired
+                .get(workload)
+                .is_none_or(|entry| entry.change.id < *id)
+            {
+                wanted.push(workload.clone());
+            }
+        }
+        if !wanted.is_empty() {
+            self.send(from, Message::ChangesWanted(wanted));
+        }
+        let newer: Vec<WorkloadId> = self
+            .desired
+            .iter()
+            .filter(|(workload, entry)| theirs.get(*workload).is_none_or(|id| *id < entry.change.id))
+            .map(|(workload, _)| workload.clone())
+            .collect();
+        for workload in newer {
+            self.send_envelope(from, &workload);
+        }
+    }
+
+    fn on_envelope(&mut self, id: String, age_ms: u64, envelope: Vec<u8>) {
+        if envelope.len() > crate::desired::MAX_ENVELOPE
+            || self.desired.iter().any(|(_, entry)| entry.change.id == id)
+        {
+            return;
+        }
+        if self.ages.len() >= MAX_AGES {
+            self.ages.clear();
+        }
+        let at = self.now.before(age_ms);
+        self.ages.insert(id.chars().take(40).collect(), at);
+        self.out.push(Command::VerifyChange { envelope });
+    }
+
+    fn on_change(&mut self, change: Change, envelope: Vec<u8>) {
+        let gossiped = self.ages.remove(&change.id);
+        let at = gossiped.unwrap_or(self.now);
+        let workload = change.workload.clone();
+        let deleted = change.spec.is_none();
+        match self.desired.apply(change.clone(), envelope.clone(), at) {
+            Ok(true) => {}
+            Ok(false) | Err(ChangeRefused::Stale { .. }) => return,
+            Err(refused) => {
+                let cause =
+                    std::error::Error::source(&refused).map_or(String::new(), |cause| format!(": {cause}"));
+                let message = format!("a change to `{workload}` was not taken: {refused}{cause}");
+                return self.emit("ChangeRefused", format!("workload/{workload}"), message);
+            }
+        }
+        self.out.push(Command::Persist(Record::Change(change, envelope)));
+        let what = if deleted {
+            "its deletion".to_owned()
+        } else {
+            "its specification".to_owned()
+        };
+        let message = format!("workload `{workload}`: {what} was accepted");
+        self.emit("ChangeAccepted", format!("workload/{workload}"), message);
+        let peers: Vec<PeerId> = self.connected.iter().cloned().collect();
+        // Only who took it in hands it to all; whoever does not hear it asks after the next heartbeat.
+        if gossiped.is_none() {
+            for peer in peers {
+                self.send_envelope(&peer, &workload);
+            }
+        }
+        self.placer_forgets(&workload);
+        self.scan_due = true;
+    }
+
+    // ---- the arbiter ----
+
+    fn on_claim(&mut self, from: &PeerId, claim: Claim) {
+        let me = &self.config.me;
+        let same_roster = claim.roster == self.roster.digest() && self.arbiters(&claim.key).contains(me);
+        let running = self.copies(&claim.key).into_iter();
+        let running = running.filter(|(peer, pod)| peer != from && pod.stage != Stage::Claiming);
+        let judged = Judged {
+            from,
+            same_roster,
+            settled: self.recovered && self.is_everyone_heard(),
+            running: running.map(|(peer, _)| peer).next(),
+            fenced_after_ms: self
+                .config
+                .tuning
+                .fence_ms
+                .saturating_add(self.config.tuning.fence_margin_ms),
+        };
+        let (started, tuning) = (self.started, &self.config.tuning);
+        let (roster, membership, now) = (&self.roster, &self.membership, self.now);
+        let alive = |peer: &PeerId| {
+            peer == me
+                || roster
+                    .get(peer)
+                    .is_some_and(|entry| match membership.liveness(peer, entry.since) {
+                        Liveness::Up => true,
+                        Liveness::Down(since) => now.since(since) < tuning.lease_ms,
+                        Liveness::Unknown(since) => now.since(since.max(started)) < tuning.unknown_ms,
+                    })
+        };
+        let verdict = self
+            .grants
+            .claim(self.now, &claim, &judged, alive)
+            .map(|(record, ghosts)| {
+                self.out
+                    .extend(record.map(|record| Command::Persist(Record::Grant(record))));
+                ghosts
+            });
+        let (key, token, roster) = (claim.key, claim.token, claim.roster);
+        self.send(
+            from,
+            Message::Verdict {
+                key,
+                token,
+                roster,
+                verdict,
+            },
+        );
+    }
+
+    /// Once a second: releases and ghosts whose message was lost.
+    fn tidy_grants(&mut self) {
+        let (views, membership, holdings) = (&self.views, &self.membership, &self.holdings);
+        let (me, recovered, now) = (&self.config.me, self.recovered, self.now);
+        let denies = |peer: &PeerId, key: &Key| {
+            if peer == me {
+                return recovered && !holdings.contains_key(key);
+            }
+            let fresh = views
+                .get(peer)
+                .filter(|view| view.is_current() && now.since(view.heard) < 3000);
+            fresh.is_some_and(|view| membership.is_up(peer) && view.pod(key).is_none())
+        };
+        let before = self.now.before(self.config.tuning.claim_ms.saturating_mul(2));
+        let mut records = self.grants.tidy(before, denies);
+        for ghost in self.grants.ghosts() {
+            records.extend(self.grants.lay_ghost(&ghost, |key| !denies(&ghost, key)));
+        }
+        self.out.extend(
+            records
+                .into_iter()
+                .map(|record| Command::Persist(Record::Grant(record))),
+        );
+    }
+
+    /// Drains what this node should not hold: not wanted, superseded, or of an older template when its turn has come.
+    pub(crate) fn reconcile_own(&mut self) {
+        let keys: Vec<Key> = self.holdings.keys().cloned().collect();
+        for key in keys {
+            let Some(holding) = self
+                .holdings
+                .get(&key)
+                .filter(|holding| holding.stage != Stage::Draining)
+            else {
+                continue;
+            };
+            let (token, stage, template, ready) = (
+                holding.token,
+                holding.stage,
+                holding.template,
+                holding.report.ready,
+            );
+            // A workload that was never heard of is not stopped: the change may still be on its way.
+            let Some(wanted) = self.desired.wants(&key.0, key.1) else {
+                continue;
+            };
+            if !wanted {
+                let gone = self
+                    .desired
+                    .get(&key.0)
+                    .is_some_and(|entry| entry.spec().is_none());
+                let why = if gone {
+                    "its workload was deleted"
+                } else {
+                    "the workload has fewer replicas now"
+                };
+                self.drain(&key, why, None);
+                continue;
+            }
+            let rival = self.views.holders(&key).find(|(peer, pod)| {
+                pod.stage == Stage::Running
+                    && self.membership.is_up(peer)
+                    && (pod.token, *peer) > (token, &self.config.me)
+            });
+            if let Some((peer, _)) = rival.filter(|_| stage == Stage::Running) {
+                let why = format!("node `{}` holds it by a higher token", self.roster.name(peer));
+                self.drain(&key, &why, None);
+                continue;
+            }
+            let newest = self.desired.get(&key.0).map_or(template, |entry| entry.template);
+            if template != newest && (stage == Stage::Claiming || !ready || self.is_turn_of(&key, newest)) {
+                self.drain(&key, "the workload has a new specification", None);
+            }
+        }
+    }
+
+    /// Whether all higher ordinals run the newest template: ordinals are replaced one at a time, from the highest down.
+    fn is_turn_of(&self, key: &Key, newest: u64) -> bool {
+        let replicas = self
+            .desired
+            .get(&key.0)
+            .and_then(|entry| entry.spec())
+            .map_or(0, |spec| spec.replicas);
+        (key.1 + 1..replicas).all(|ordinal| {
+            let copies = self.copies(&(key.0.clone(), ordinal));
+            copies
+                .iter()
+                .any(|(_, pod)| pod.stage == Stage::Running && pod.template == newest && pod.report.ready)
+        })
+    }
+}

@@ -1,0 +1,355 @@
+//! Who is alive: SWIM by foca, its timers and its datagrams.
+//!
+//! It does not know who may be a member (`roster.rs`). Invariant: no clock and no randomness but what the caller gives;
+//! while this node itself stood still, nobody else is declared dead.
+
+use crate::model::{Millis, Tuning};
+use beemesh_ids::PeerId;
+use foca::{Config, Foca, Identity, Notification, PeriodicParams, PostcardCodec, Runtime, Timer};
+use rand::{SeedableRng, rngs::SmallRng};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::num::{NonZeroU8, NonZeroUsize};
+use std::time::Duration;
+
+/// A peer in one of its lives.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Life {
+    peer: PeerId,
+    generation: u64,
+}
+
+impl Identity for Life {
+    type Addr = PeerId;
+
+    fn renew(&self) -> Option<Self> {
+        Some(Self {
+            peer: self.peer.clone(),
+            generation: self.generation.checked_add(1)?,
+        })
+    }
+
+    fn addr(&self) -> PeerId {
+        self.peer.clone()
+    }
+
+    fn win_addr_conflict(&self, adversary: &Self) -> bool {
+        self.generation > adversary.generation
+    }
+}
+
+/// Generations of one boot: renewals within it stay below the next boot's first.
+const RENEWALS: u64 = 1 << 20;
+/// Largest SWIM datagram.
+const DATAGRAM: usize = 16 * 1024;
+
+/// What this node knows of a peer's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Liveness {
+    /// Never seen alive since this node started or learned of it.
+    Unknown(Millis),
+    /// Alive, perhaps under suspicion.
+    Up,
+    /// Declared dead then.
+    Down(Millis),
+}
+
+/// What a SWIM step asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum SwimEffect {
+    /// Send a datagram.
+    Send(PeerId, Vec<u8>),
+    /// A peer is alive.
+    Up(PeerId),
+    /// A peer is dead.
+    Down(PeerId),
+}
+
+#[derive(Default)]
+struct Collected {
+    sends: Vec<(Life, Vec<u8>)>,
+    timers: Vec<(Duration, Timer<Life>)>,
+    changes: Vec<(Life, bool)>,
+}
+
+impl Runtime<Life> for &mut Collected {
+    fn notify(&mut self, notification: Notification<'_, Life>) {
+        match notification {
+            Notification::MemberUp(life) => self.changes.push((life.clone(), true)),
+            Notification::MemberDown(life) => self.changes.push((life.clone(), false)),
+            _ => {}
+        }
+    }
+
+    fn send_to(&mut self, to: Life, data: &[u8]) {
+        self.sends.push((to, data.to_vec()));
+    }
+
+    fn submit_after(&mut self, event: Timer<Life>, after: Duration) {
+        self.timers.push((after, event));
+    }
+}
+
+pub(crate) struct Membership {
+    foca: Foca<Life, PostcardCodec, SmallRng, foca::NoCustomBroadcast>,
+    /// By time, then by order of submission.
+    timers: BTreeMap<(Millis, u64), Timer<Life>>,
+    submitted: u64,
+    liveness: BTreeMap<PeerId, Liveness>,
+    last: Millis,
+    stall_ms: u64,
+    /// Datagrams that foca refused.
+    pub(crate) refused: u64,
+}
+
+impl Membership {
+    /// `boot` is the number of this start, from 1.
+    pub(crate) fn new(me: PeerId, boot: u64, seed: u64, tuning: &Tuning, now: Millis) -> Self {
+        let life = Life {
+            peer: me,
+            generation: boot.saturating_mul(RENEWALS),
+        };
+        Self {
+            foca: Foca::new(
+                life,
+                swim_config(tuning),
+                SmallRng::seed_from_u64(seed),
+                PostcardCodec,
+            ),
+            timers: BTreeMap::new(),
+            submitted: 0,
+            liveness: BTreeMap::new(),
+            last: now,
+            stall_ms: tuning.stall_ms,
+            refused: 0,
+        }
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.foca.identity().generation
+    }
+
+    /// The boot number that a restart must exceed.
+    pub(crate) fn boot(&self) -> u64 {
+        self.generation() / RENEWALS
+    }
+
+    /// Liveness of a peer; one never heard of has been unknown since `since`.
+    pub(crate) fn liveness(&self, peer: &PeerId, since: Millis) -> Liveness {
+        self.liveness
+            .get(peer)
+            .copied()
+            .unwrap_or(Liveness::Unknown(since))
+    }
+
+    pub(crate) fn is_up(&self, peer: &PeerId) -> bool {
+        matches!(self.liveness.get(peer), Some(Liveness::Up)) || *peer == self.foca.identity().peer
+    }
+
+    pub(crate) fn is_suspect(&self, peer: &PeerId) -> bool {
+        self.foca
+            .iter_members()
+            .any(|member| member.id().peer == *peer && member.state() == foca::State::Suspect)
+    }
+
+    /// Generation of a peer as far as SWIM knows it; 0 where it does not.
+    pub(crate) fn known_generation(&self, peer: &PeerId) -> u64 {
+        let mut lives = self
+            .foca
+            .iter_membership_state()
+            .filter(|member| member.id().peer == *peer);
+        lives.next().map_or(0, |member| member.id().generation)
+    }
+
+    /// Runs the timers that are due. Where this node stood still, they are moved on first: the others' answers may lie
+    /// unread in its queue, and its silence is not their death.
+    pub(crate) fn run_timers(&mut self, now: Millis) -> Vec<SwimEffect> {
+        let gap = now.since(self.last);
+        self.last = self.last.max(now);
+        if gap > self.stall_ms {
+            let moved = std::mem::take(&mut self.timers);
+            self.timers = moved
+                .into_iter()
+                .map(|((at, n), timer)| ((at.after(gap), n), timer))
+                .collect();
+        }
+        let mut effects = Vec::new();
+        // Bounded: a timer that submits one for the same moment cannot spin here.
+        for _ in 0..1024 {
+            let Some(entry) = self.timers.first_entry().filter(|entry| entry.key().0 <= now) else {
+                break;
+            };
+            let timer = entry.remove();
+            self.run(now, &mut effects, |foca, runtime| {
+                foca.handle_timer(timer, runtime)
+            });
+        }
+        effects
+    }
+
+    /// Takes a datagram.
+    pub(crate) fn receive(&mut self, now: Millis, data: &[u8]) -> Vec<SwimEffect> {
+        let mut effects = Vec::new();
+        if !self.run(now, &mut effects, |foca, runtime| foca.handle_data(data, runtime)) {
+            self.refused = self.refused.saturating_add(1);
+        }
+        effects
+    }
+
+    /// Introduces this node to a peer.
+    pub(crate) fn announce(&mut self, now: Millis, peer: &PeerId) -> Vec<SwimEffect> {
+        let life = Life {
+            peer: peer.clone(),
+            generation: self.known_generation(peer),
+        };
+        let mut effects = Vec::new();
+        self.run(now, &mut effects, |foca, runtime| foca.announce(life, runtime));
+        effects
+    }
+
+    /// Someone knows this node by a greater generation (its counter was lost): takes one above it.
+    pub(crate) fn outgrow(&mut self, now: Millis, generation: u64) -> Vec<SwimEffect> {
+        let mut effects = Vec::new();
+        let boot = (generation / RENEWALS).saturating_add(1);
+        if generation > self.generation() && boot < u64::MAX / RENEWALS {
+            let life = Life {
+                peer: self.foca.identity().peer.clone(),
+                generation: boot * RENEWALS,
+            };
+            self.run(now, &mut effects, |foca, runtime| {
+                foca.change_identity(life, runtime)
+            });
+        }
+        effects
+    }
+
+    fn run<F>(&mut self, now: Millis, effects: &mut Vec<SwimEffect>, act: F) -> bool
+    where
+        F: FnOnce(
+            &mut Foca<Life, PostcardCodec, SmallRng, foca::NoCustomBroadcast>,
+            &mut Collected,
+        ) -> Result<(), foca::Error>,
+    {
+        let mut collected = Collected::default();
+        let done = act(&mut self.foca, &mut collected).is_ok();
+        for (after, timer) in collected.timers {
+            self.submitted += 1;
+            let after = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+            self.timers.insert((now.after(after), self.submitted), timer);
+        }
+        for (life, up) in collected.changes {
+            let state = if up { Liveness::Up } else { Liveness::Down(now) };
+            let before = self.liveness.insert(life.peer.clone(), state);
+            match (before, up) {
+                (Some(Liveness::Up), true) | (Some(Liveness::Down(_)), false) => {}
+                (_, true) => effects.push(SwimEffect::Up(life.peer)),
+                (_, false) => effects.push(SwimEffect::Down(life.peer)),
+            }
+        }
+        effects.extend(
+            collected
+                .sends
+                .into_iter()
+                .map(|(life, data)| SwimEffect::Send(life.peer, data)),
+        );
+        done
+    }
+}
+
+fn swim_config(tuning: &Tuning) -> Config {
+    let periodic = |ms, count| {
+        Some(PeriodicParams {
+            frequency: Duration::from_millis(ms),
+            num_members: count,
+        })
+    };
+    let one = NonZeroUsize::MIN;
+    let three = one.saturating_add(2);
+    Config {
+        probe_period: Duration::from_millis(tuning.swim_period_ms),
+        probe_rtt: Duration::from_millis(tuning.swim_rtt_ms),
+        num_indirect_probes: three,
+        max_transmissions: NonZeroU8::MIN.saturating_add(9),
+        suspect_to_down_after: Duration::from_millis(tuning.swim_suspect_ms),
+        remove_down_after: None,
+        max_packet_size: one.saturating_add(DATAGRAM - 1),
+        notify_down_members: true,
+        periodic_announce: periodic(10_000, one),
+        periodic_announce_to_down_members: periodic(5000, one),
+        periodic_gossip: periodic(200, three),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(n: u8) -> PeerId {
+        PeerId::from_ed25519(&[n; 32])
+    }
+
+    /// Two nodes, everything delivered at once; `deaf` stops the second one's answers.
+    fn run(
+        a: &mut Membership,
+        b: &mut Membership,
+        from: u64,
+        to: u64,
+        step: u64,
+        deaf: bool,
+    ) -> Vec<SwimEffect> {
+        let mut seen = Vec::new();
+        let mut now = from;
+        while now <= to {
+            let mut pending = a.run_timers(Millis(now));
+            if now == 0 {
+                pending.extend(a.announce(Millis(0), &peer(2)));
+            }
+            pending.extend(b.run_timers(Millis(now)).into_iter().filter(|_| !deaf));
+            for _ in 0..100 {
+                let Some(effect) = pending.pop() else { break };
+                match effect {
+                    SwimEffect::Send(to, data) if to == peer(1) => {
+                        pending.extend(a.receive(Millis(now), &data))
+                    }
+                    SwimEffect::Send(_, data) if !deaf => pending.extend(b.receive(Millis(now), &data)),
+                    SwimEffect::Send(..) => {}
+                    other => seen.push(other),
+                }
+            }
+            now += step;
+        }
+        seen
+    }
+
+    fn pair() -> (Membership, Membership) {
+        let tuning = Tuning::default();
+        let of = |n| Membership::new(peer(n), 1, u64::from(n), &tuning, Millis(0));
+        (of(1), of(2))
+    }
+
+    #[test]
+    fn dead_peer_is_declared_dead_within_six_seconds() {
+        let (mut a, mut b) = pair();
+        run(&mut a, &mut b, 0, 5000, 100, false);
+        assert!(a.is_up(&peer(2)) && b.is_up(&peer(1)));
+        run(&mut a, &mut b, 5100, 11_000, 100, true);
+        assert!(matches!(a.liveness(&peer(2), Millis(0)), Liveness::Down(_)));
+    }
+
+    #[test]
+    fn a_node_that_stood_still_declares_nobody_dead() {
+        let (mut a, mut b) = pair();
+        run(&mut a, &mut b, 0, 5000, 100, false);
+        // Both stop for half a minute (a paused machine), then go on.
+        run(&mut a, &mut b, 35_000, 45_000, 100, false);
+        assert!(a.is_up(&peer(2)) && b.is_up(&peer(1)));
+    }
+
+    #[test]
+    fn a_lost_counter_is_outgrown() {
+        let (mut a, _) = pair();
+        let seen = 7 * RENEWALS + 3;
+        a.outgrow(Millis(0), seen);
+        assert!(a.generation() > seen && a.boot() == 8);
+    }
+}

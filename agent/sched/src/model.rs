@@ -1,0 +1,395 @@
+//! What goes into a [`Cell`](crate::Cell) and what comes out: configuration, events, commands, records.
+//!
+//! Types alone, no behaviour. Invariant: nothing here holds a handle to the world; all of it can be recorded.
+
+use beemesh_agent_api::shim::{ContainerState, Phase};
+use beemesh_agent_api::view::Assurance;
+use beemesh_agent_api::{Change, WorkloadId, WorkloadSpec};
+use beemesh_ids::{NodeName, PeerId};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Monotonic milliseconds of the driver's clock. Never compared between nodes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Millis(pub u64);
+
+impl Millis {
+    /// This moment plus `ms`.
+    pub fn after(self, ms: u64) -> Self {
+        Self(self.0.saturating_add(ms))
+    }
+
+    /// Milliseconds since `earlier`; 0 where that is later.
+    pub fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// This moment less `ms`.
+    pub fn before(self, ms: u64) -> Self {
+        Self(self.0.saturating_sub(ms))
+    }
+}
+
+/// One ordinal of one workload.
+pub type Key = (WorkloadId, u32);
+
+/// What a cell must know before its first step.
+#[derive(Debug, Clone)]
+pub struct CellConfig {
+    /// This node.
+    pub me: PeerId,
+    /// This node as its own member.
+    pub member: MemberInfo,
+    /// Seed of every random choice; another one at each start, or pod ids repeat.
+    pub seed: u64,
+    /// Times and bounds.
+    pub tuning: Tuning,
+}
+
+/// Times (milliseconds) and counts. The defaults are for a cell in one site.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tuning {
+    /// Arbiters of one ordinal (design: R = 5).
+    pub arbiters: usize,
+    /// Members probed for one placement (design: k = 8).
+    pub probes: usize,
+    /// Longest wait for the answers of a probe.
+    pub probe_timeout_ms: u64,
+    /// After this the placer stops waiting for the slow third.
+    pub hedge_ms: u64,
+    /// A probe reserves this long.
+    pub reserve_ms: u64,
+    /// A grant outlives its dead holder this long.
+    pub lease_ms: u64,
+    /// A leased copy (the third one) stops itself after this long without a majority of its arbiters.
+    pub fence_ms: u64,
+    /// Arbiters wait this long beyond `fence_ms` before they grant a leased ordinal again: drift and time to kill.
+    pub fence_margin_ms: u64,
+    /// A claim that has no majority by then is given up.
+    pub claim_ms: u64,
+    /// Heartbeat.
+    pub status_ms: u64,
+    /// A member never heard of since this node started counts as alive for this long.
+    pub unknown_ms: u64,
+    /// A step this late means that this node stood still: its timers are moved on instead of fired at once.
+    pub stall_ms: u64,
+    /// First wait before an ordinal is placed again.
+    pub backoff_ms: u64,
+    /// Longest wait.
+    pub backoff_cap_ms: u64,
+    /// cpu that may be reserved, in per cent of what there is.
+    pub cpu_percent: u64,
+    /// SWIM: one member is probed each period.
+    pub swim_period_ms: u64,
+    /// SWIM: a direct answer is awaited this long before others are asked.
+    pub swim_rtt_ms: u64,
+    /// SWIM: a suspect has this long to speak up.
+    pub swim_suspect_ms: u64,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            arbiters: 5,
+            probes: 8,
+            probe_timeout_ms: 250,
+            hedge_ms: 60,
+            reserve_ms: 3000,
+            lease_ms: 3000,
+            fence_ms: 10_000,
+            fence_margin_ms: 3000,
+            claim_ms: 1000,
+            status_ms: 1000,
+            unknown_ms: 8000,
+            stall_ms: 500,
+            backoff_ms: 100,
+            backoff_cap_ms: 5000,
+            cpu_percent: 120,
+            swim_period_ms: 800,
+            swim_rtt_ms: 350,
+            swim_suspect_ms: 3000,
+        }
+    }
+}
+
+/// A member as its credential describes it. The driver has verified the credential.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberInfo {
+    /// Name.
+    pub name: NodeName,
+    /// How far its identity can be believed.
+    pub assurance: Assurance,
+    /// The voucher it redeemed; empty for a founder.
+    pub voucher_id: String,
+    /// When it redeemed it, as signed in the credential: orders two redemptions of one voucher.
+    pub redeemed: u64,
+    /// The credential, as other nodes verify it.
+    #[serde(with = "crate::wire::bytes")]
+    pub credential: Vec<u8>,
+}
+
+/// What this node has and is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capacity {
+    /// Millicores that workloads may use.
+    pub cpu_millis: u64,
+    /// Bytes that workloads may use.
+    pub memory_bytes: u64,
+    /// Labels of the node.
+    pub labels: BTreeMap<String, String>,
+    /// References of the images in its store, each as a manifest would write it.
+    pub images: BTreeSet<String>,
+    /// Addresses, for people.
+    pub addresses: Vec<String>,
+    /// OS version.
+    pub version: String,
+    /// PID 1's first line to membership.
+    pub joined_after_ms: Option<u64>,
+}
+
+/// What the runtime knows of a pod.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PodReport {
+    /// Phase.
+    pub phase: Phase,
+    /// All containers run.
+    pub ready: bool,
+    /// Address in the pod network.
+    pub ip: Option<String>,
+    /// Node port to container port.
+    pub ports: Vec<(u16, u16)>,
+    /// Containers.
+    pub containers: Vec<ContainerState>,
+    /// Accepted change to running process, in milliseconds.
+    pub start_ms: Option<u64>,
+    /// Why it does not run, in words.
+    pub reason: Option<String>,
+}
+
+impl Default for PodReport {
+    fn default() -> Self {
+        Self {
+            phase: Phase::Pending,
+            ready: false,
+            ip: None,
+            ports: Vec::new(),
+            containers: Vec::new(),
+            start_ms: None,
+            reason: None,
+        }
+    }
+}
+
+/// A pod whose shim outlived the agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecoveredPod {
+    /// Pod id, as in [`Command::Start`].
+    pub pod_id: String,
+    /// Workload.
+    pub workload: WorkloadId,
+    /// Ordinal.
+    pub ordinal: u32,
+    /// Token, as in [`Command::Start`].
+    pub token: u64,
+    /// Template, as in [`Command::Start`].
+    pub template: u64,
+}
+
+/// What the driver tells the cell.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// Time passed; every 100 ms. The other events carry time too.
+    Tick,
+    /// A member whose credential was verified: from the disk, a handshake, or after [`Command::VerifyMember`].
+    Member {
+        /// Its peer id.
+        peer: PeerId,
+        /// What the credential says.
+        member: MemberInfo,
+    },
+    /// A connection to a member stands.
+    Connected {
+        /// The member.
+        peer: PeerId,
+    },
+    /// The last connection to it is gone.
+    Disconnected {
+        /// The member.
+        peer: PeerId,
+    },
+    /// A member's message, at most [`crate::wire::MAX_MESSAGE`] bytes.
+    Message {
+        /// Who sent it, as the connection proves.
+        from: PeerId,
+        /// A [`Command::Send`] of that member.
+        bytes: Vec<u8>,
+    },
+    /// A change whose signature and fabric were verified: from an operator, or after [`Command::VerifyChange`].
+    Change {
+        /// The change.
+        change: Change,
+        /// The signed envelope around it.
+        envelope: Vec<u8>,
+    },
+    /// What this node has and is; at the start and whenever it differs.
+    Capacity(Capacity),
+    /// A pod's state differs.
+    Pod {
+        /// Which.
+        pod_id: String,
+        /// Its state.
+        state: PodReport,
+    },
+    /// A pod is gone: stopped, or it could not be made.
+    PodGone {
+        /// Which.
+        pod_id: String,
+    },
+    /// What still runs. Sent once after the start, empty where nothing does: before it, no pod is taken.
+    Recovered {
+        /// The pods.
+        pods: Vec<RecoveredPod>,
+    },
+}
+
+/// What the driver must do, in this order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    /// Send to a member; dropped silently where no connection stands.
+    Send {
+        /// To whom.
+        to: PeerId,
+        /// The message.
+        bytes: Vec<u8>,
+    },
+    /// Verify a change that a member handed on; then [`Event::Change`], or nothing.
+    VerifyChange {
+        /// The signed envelope.
+        envelope: Vec<u8>,
+    },
+    /// Verify a member that another one told of; then [`Event::Member`], or nothing.
+    VerifyMember {
+        /// Its peer id.
+        peer: PeerId,
+        /// Its credential.
+        credential: Vec<u8>,
+    },
+    /// A voucher was redeemed twice: this peer came second. Close its connections, take none.
+    Quarantine {
+        /// The peer.
+        peer: PeerId,
+        /// The voucher.
+        voucher_id: String,
+        /// The peer that came first.
+        first: PeerId,
+    },
+    /// Make and start a pod.
+    Start {
+        /// Id of this copy, a ULID.
+        pod_id: String,
+        /// Workload.
+        workload: WorkloadId,
+        /// Ordinal.
+        ordinal: u32,
+        /// Token of the grant: keep it beside the pod, [`RecoveredPod`] brings it back.
+        token: u64,
+        /// Digest of the part of the specification that a pod is made from: keep it too.
+        template: u64,
+        /// The specification.
+        spec: Box<WorkloadSpec>,
+        /// When the change was accepted, or the loss of the copy before was noticed, by this node's clock.
+        accepted_at: Millis,
+    },
+    /// Stop a pod; then [`Event::PodGone`]. May be repeated.
+    Stop {
+        /// Which.
+        pod_id: String,
+        /// Seconds between SIGTERM and SIGKILL.
+        grace_seconds: u32,
+    },
+    /// Make durable before the commands after this one are carried out.
+    Persist(Record),
+    /// Tell people.
+    Emit {
+        /// CamelCase.
+        reason: &'static str,
+        /// `node/<name>`, `pod/<name>` or `workload/<id>`.
+        object: String,
+        /// A sentence.
+        message: String,
+    },
+}
+
+/// Something to keep. Later ones of the same kind and key replace earlier ones.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Record {
+    /// Highest boot counter that was used.
+    Boot(u64),
+    /// A grant given or taken back.
+    Grant(GrantRecord),
+    /// A change and its envelope.
+    Change(Change, #[serde(with = "crate::wire::bytes")] Vec<u8>),
+    /// A member.
+    Member(PeerId, MemberInfo),
+}
+
+/// What an arbiter promised about one ordinal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantRecord {
+    /// Workload.
+    pub workload: WorkloadId,
+    /// Ordinal.
+    pub ordinal: u32,
+    /// Rises with each grant.
+    pub token: u64,
+    /// Who holds it; `None` after a release.
+    pub holder: Option<PeerId>,
+    /// Earlier holders that were declared dead and never seen to have stopped.
+    pub ghosts: BTreeSet<PeerId>,
+    /// The holder fences itself: see `SPEC.md`.
+    pub leased: bool,
+}
+
+/// What came back from the disk.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Persisted {
+    /// [`Record::Boot`].
+    pub boot: u64,
+    /// [`Record::Grant`] by ordinal.
+    pub grants: Vec<GrantRecord>,
+    /// [`Record::Change`] by workload.
+    pub changes: Vec<(Change, Vec<u8>)>,
+    /// [`Record::Member`] by peer.
+    pub members: Vec<(PeerId, MemberInfo)>,
+}
+
+impl Persisted {
+    /// Folds one record in, replacing its predecessor.
+    pub fn apply(&mut self, record: Record) {
+        match record {
+            Record::Boot(boot) => self.boot = self.boot.max(boot),
+            Record::Grant(grant) => {
+                let same =
+                    |old: &GrantRecord| (&old.workload, old.ordinal) == (&grant.workload, grant.ordinal);
+                match self.grants.iter_mut().find(|old| same(old)) {
+                    Some(old) => *old = grant,
+                    None => self.grants.push(grant),
+                }
+            }
+            Record::Change(change, envelope) => {
+                match self
+                    .changes
+                    .iter_mut()
+                    .find(|(old, _)| old.workload == change.workload)
+                {
+                    Some(old) => *old = (change, envelope),
+                    None => self.changes.push((change, envelope)),
+                }
+            }
+            Record::Member(peer, member) => match self.members.iter_mut().find(|(old, _)| *old == peer) {
+                Some(old) => old.1 = member,
+                None => self.members.push((peer, member)),
+            },
+        }
+    }
+}

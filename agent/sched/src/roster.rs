@@ -1,0 +1,206 @@
+//! Who may be a member: verified credentials, and vouchers that were redeemed twice.
+//!
+//! It does not know who is alive. Invariant: of all redemptions of one voucher only the first is active, whatever the
+//! order in which they arrive; the digest is the same wherever the same members are known.
+
+use crate::model::{MemberInfo, Millis};
+use crate::rendezvous::{digest64, peer_hash, top};
+use beemesh_ids::PeerId;
+use std::collections::BTreeMap;
+
+/// Most members, quarantined ones included.
+pub const MAX_MEMBERS: usize = 512;
+
+pub(crate) struct Entry {
+    pub(crate) info: MemberInfo,
+    hash: u64,
+    pub(crate) since: Millis,
+    quarantined: bool,
+}
+
+#[derive(Default)]
+pub(crate) struct Roster {
+    entries: BTreeMap<PeerId, Entry>,
+    digest: u64,
+}
+
+/// What adding a member did.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Added {
+    /// Nothing new.
+    Known,
+    /// There is no room.
+    Full,
+    /// New; `loser` is the peer whose redemption of the same voucher is the later one, and `first` the earlier.
+    New { quarantined: Option<(PeerId, PeerId)> },
+}
+
+impl Roster {
+    pub(crate) fn add(&mut self, peer: PeerId, info: MemberInfo, now: Millis) -> Added {
+        if let Some(known) = self.entries.get(&peer) {
+            // A renewed credential of the same redemption replaces the old one.
+            if known.info == info || known.info.redeemed > info.redeemed {
+                return Added::Known;
+            }
+        } else if self.entries.len() >= MAX_MEMBERS {
+            return Added::Full;
+        }
+        let since = self.entries.get(&peer).map_or(now, |known| known.since);
+        let mut quarantined = None;
+        let mut entry = Entry {
+            hash: peer_hash(&peer),
+            info,
+            since,
+            quarantined: false,
+        };
+        if !entry.info.voucher_id.is_empty() {
+            let rival = self.entries.iter_mut().find(|(other, known)| {
+                **other != peer && !known.quarantined && known.info.voucher_id == entry.info.voucher_id
+            });
+            if let Some((other, known)) = rival {
+                if (known.info.redeemed, other) <= (entry.info.redeemed, &peer) {
+                    entry.quarantined = true;
+                    quarantined = Some((peer.clone(), other.clone()));
+                } else {
+                    known.quarantined = true;
+                    quarantined = Some((other.clone(), peer.clone()));
+                }
+            }
+        }
+        self.entries.insert(peer, entry);
+        self.digest = digest64(
+            &self
+                .entries
+                .iter()
+                .flat_map(|(peer, entry)| {
+                    [
+                        peer.as_str().as_bytes(),
+                        if entry.quarantined { b"q" } else { b"a" } as &[u8],
+                    ]
+                })
+                .collect::<Vec<_>>(),
+        );
+        Added::New { quarantined }
+    }
+
+    /// Digest of all members and of who is quarantined.
+    pub(crate) fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    /// An active member.
+    pub(crate) fn get(&self, peer: &PeerId) -> Option<&Entry> {
+        self.entries.get(peer).filter(|entry| !entry.quarantined)
+    }
+
+    pub(crate) fn contains(&self, peer: &PeerId) -> bool {
+        self.get(peer).is_some()
+    }
+
+    pub(crate) fn is_quarantined(&self, peer: &PeerId) -> bool {
+        self.entries.get(peer).is_some_and(|entry| entry.quarantined)
+    }
+
+    /// Active members.
+    pub(crate) fn active(&self) -> impl Iterator<Item = (&PeerId, &Entry)> {
+        self.entries.iter().filter(|(_, entry)| !entry.quarantined)
+    }
+
+    /// All members, for handing on.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&PeerId, &MemberInfo)> {
+        self.entries.iter().map(|(peer, entry)| (peer, &entry.info))
+    }
+
+    /// Name of a member, or the end of its peer id.
+    pub(crate) fn name(&self, peer: &PeerId) -> String {
+        self.entries
+            .get(peer)
+            .map_or_else(|| peer.short().to_owned(), |entry| entry.info.name.to_string())
+    }
+
+    /// The arbiters of `thing`: over the whole roster, dead or alive.
+    pub(crate) fn arbiters(&self, thing: u64, count: usize) -> Vec<PeerId> {
+        top(
+            self.active().map(|(peer, entry)| (peer, entry.hash)),
+            thing,
+            count,
+        )
+    }
+
+    /// The first of those that `wanted` lets through.
+    pub(crate) fn first(&self, thing: u64, wanted: impl Fn(&PeerId) -> bool) -> Option<PeerId> {
+        top(
+            self.active()
+                .filter(|(peer, _)| wanted(peer))
+                .map(|(peer, entry)| (peer, entry.hash)),
+            thing,
+            1,
+        )
+        .pop()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use beemesh_agent_api::view::Assurance;
+
+    fn peer(n: u16) -> PeerId {
+        let mut key = [0; 32];
+        key[..2].copy_from_slice(&n.to_be_bytes());
+        PeerId::from_ed25519(&key)
+    }
+
+    fn info(voucher: &str, redeemed: u64) -> MemberInfo {
+        MemberInfo {
+            name: "n".parse().unwrap(),
+            assurance: Assurance::Low,
+            voucher_id: voucher.into(),
+            redeemed,
+            credential: vec![],
+        }
+    }
+
+    #[test]
+    fn the_first_redemption_of_a_voucher_wins_in_either_order() {
+        for order in [[1, 2], [2, 1]] {
+            let mut roster = Roster::default();
+            let mut last = Added::Known;
+            for n in order {
+                last = roster.add(peer(n), info("v", u64::from(n) * 10), Millis(0));
+            }
+            assert_eq!(
+                last,
+                Added::New {
+                    quarantined: Some((peer(2), peer(1)))
+                }
+            );
+            assert!(roster.contains(&peer(1)) && roster.is_quarantined(&peer(2)));
+        }
+    }
+
+    #[test]
+    fn the_digest_does_not_depend_on_the_order() {
+        let digest = |order: &[u16]| {
+            let mut roster = Roster::default();
+            for n in order {
+                roster.add(peer(*n), info("", 0), Millis(0));
+            }
+            roster.digest()
+        };
+        assert_eq!(digest(&[1, 2, 3]), digest(&[3, 1, 2]));
+        assert_ne!(digest(&[1, 2, 3]), digest(&[1, 2]));
+    }
+
+    #[test]
+    fn the_roster_is_bounded() {
+        let mut roster = Roster::default();
+        for n in 0..MAX_MEMBERS {
+            assert_ne!(
+                roster.add(peer(u16::try_from(n).unwrap()), info("", 0), Millis(0)),
+                Added::Full
+            );
+        }
+        assert_eq!(roster.add(peer(9999), info("", 0), Millis(0)), Added::Full);
+    }
+}
