@@ -226,14 +226,8 @@ impl Ports {
                 return duplicate(&format!("{at}.containerPort"), &port.container_port.to_string());
             }
             if let Some(host) = port.host_port {
-                if host == 0 {
-                    return invalid(
-                        &format!("{at}.hostPort"),
-                        "0 is not a port: expected 1 to 65535",
-                        "",
-                    );
-                }
-                if !self.host.insert(host) {
+                // 0 asks for any free port: several may.
+                if host != 0 && !self.host.insert(host) {
                     return duplicate(&format!("{at}.hostPort"), &host.to_string());
                 }
             }

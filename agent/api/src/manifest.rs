@@ -47,12 +47,12 @@ impl PodSpec {
         })
     }
 
-    /// The ports that it takes on the node.
+    /// The ports that it takes on the node, without those that the node chooses.
     pub fn host_ports(&self) -> impl Iterator<Item = u16> + '_ {
         self.containers
             .iter()
             .flat_map(|container| &container.ports)
-            .filter_map(|port| port.host_port)
+            .filter_map(|port| port.host_port.filter(|&port| port != 0))
     }
 }
 
@@ -116,7 +116,8 @@ pub struct ContainerPort {
     pub name: Option<String>,
     /// Port in the pod, 1 to 65535.
     pub container_port: u16,
-    /// Port on the node, 1 to 65535. Two pods that want the same one are not placed on one node.
+    /// Port on the node. Two pods that want the same one are not placed on one node. 0 asks for any free port of the
+    /// node, which the pod's view then shows; Kubernetes knows no such value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_port: Option<u16>,
     /// Only `TCP`.
