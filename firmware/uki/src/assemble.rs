@@ -50,6 +50,10 @@ pub enum AssembleError {
         /// Section headers that are needed.
         wanted: usize,
     },
+    /// Bytes behind the last section that are no symbol table. A signature over a file with a gap is computed in
+    /// different ways by different programs.
+    #[error("the stub has {0} bytes behind its last section that no header accounts for")]
+    Trailing(usize),
     /// Beyond [`MAX_IMAGE_BYTES`].
     #[error("the image would be {0} bytes long: more than {MAX_IMAGE_BYTES}")]
     TooLarge(u64),
@@ -63,11 +67,7 @@ pub fn assemble(stub: &[u8], sections: &[Section<'_>]) -> Result<Vec<u8>, Assemb
     let file_alignment = u64::from(optional.file_alignment.get(LE));
     let section_alignment = u64::from(optional.section_alignment.get(LE));
 
-    let raw_end = layout
-        .sections
-        .iter()
-        .map(|s| u64::from(s.pointer_to_raw_data.get(LE)) + u64::from(s.size_of_raw_data.get(LE)))
-        .fold(stub.len() as u64, u64::max);
+    let stub = without_symbols(&layout, stub)?;
     let address_end = layout
         .sections
         .iter()
@@ -77,7 +77,7 @@ pub fn assemble(stub: &[u8], sections: &[Section<'_>]) -> Result<Vec<u8>, Assemb
         })
         .fold(u64::from(optional.size_of_image.get(LE)), u64::max);
 
-    let mut offset = raw_end.next_multiple_of(file_alignment);
+    let mut offset = (stub.len() as u64).next_multiple_of(file_alignment);
     let mut address = address_end.next_multiple_of(section_alignment.max(PAGE));
     let mut added = Vec::with_capacity(ordered.len());
     let mut data_size = u64::from(optional.size_of_initialized_data.get(LE));
@@ -158,6 +158,40 @@ fn check<'a>(layout: &Layout, sections: &[Section<'a>]) -> Result<Vec<Section<'a
     Ok(ordered)
 }
 
+/// The stub up to the end of its last section. Linkers leave a COFF symbol table behind it, which an image does not
+/// need ("PE Format": "deprecated, should be zero for an image"); zeros are padding.
+fn without_symbols<'a>(layout: &Layout, stub: &'a [u8]) -> Result<&'a [u8], AssembleError> {
+    const SYMBOL: usize = 18;
+    let headers = layout.nt.optional_header.size_of_headers.get(LE) as usize;
+    let end = layout
+        .sections
+        .iter()
+        .filter(|s| s.size_of_raw_data.get(LE) != 0)
+        .map(|s| s.pointer_to_raw_data.get(LE) as usize + s.size_of_raw_data.get(LE) as usize)
+        .fold(headers, usize::max)
+        .min(stub.len());
+    let (kept, rest) = stub.split_at(end);
+    let file = &layout.nt.file_header;
+    let table = (file.pointer_to_symbol_table.get(LE) as usize).checked_sub(end);
+    let strings =
+        table.and_then(|start| rest.get(start + file.number_of_symbols.get(LE) as usize * SYMBOL..));
+    let accounted = match (table, strings) {
+        // The string table begins with its own length.
+        (Some(start), Some([a, b, c, d, more @ ..])) => {
+            let named = u32::from_le_bytes([*a, *b, *c, *d]) as usize;
+            let padding = named.checked_sub(4).and_then(|text| more.get(text..));
+            padding.is_some_and(|p| p.iter().all(|b| *b == 0))
+                && rest.get(..start).is_some_and(|p| p.iter().all(|b| *b == 0))
+        }
+        _ => rest.iter().all(|b| *b == 0),
+    };
+    if accounted {
+        Ok(kept)
+    } else {
+        Err(AssembleError::Trailing(rest.len()))
+    }
+}
+
 fn padded(name: SectionName) -> [u8; 8] {
     let mut bytes = [0; 8];
     for (to, from) in bytes.iter_mut().zip(name.as_str().bytes()) {
@@ -194,6 +228,8 @@ fn write_headers(
     nt.file_header
         .number_of_sections
         .set(LE, (layout.sections.len() + added.len()) as u16);
+    nt.file_header.pointer_to_symbol_table.set(LE, 0);
+    nt.file_header.number_of_symbols.set(LE, 0);
     nt.optional_header.size_of_image.set(LE, image_size);
     nt.optional_header.size_of_initialized_data.set(LE, data_size);
     // Zero: not computed. Firmware does not look at it, and signing changes the file once more.

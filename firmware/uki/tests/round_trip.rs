@@ -152,6 +152,32 @@ fn a_signed_stub_is_refused() {
 }
 
 #[test]
+fn a_symbol_table_is_dropped_and_unknown_trailing_data_refused() {
+    let plain = stub(0x1000, 0x200, 4);
+    let mut with_symbols = plain.clone();
+    with_symbols[76..80].copy_from_slice(&(plain.len() as u32).to_le_bytes());
+    with_symbols[80..84].copy_from_slice(&2u32.to_le_bytes());
+    with_symbols.extend([7; 36]);
+    with_symbols.extend(12u32.to_le_bytes());
+    with_symbols.extend(b"symbols\0");
+    let image = assemble(&with_symbols, &[kernel(b"k")]).unwrap();
+    assert_eq!(image, assemble(&plain, &[kernel(b"k")]).unwrap());
+    with_symbols.push(1);
+    assert_eq!(
+        assemble(&with_symbols, &[kernel(b"k")]),
+        Err(AssembleError::Trailing(49))
+    );
+    let mut padded = plain.clone();
+    padded.extend([0; 100]);
+    assert_eq!(assemble(&padded, &[kernel(b"k")]).unwrap(), image);
+    padded.push(1);
+    assert_eq!(
+        assemble(&padded, &[kernel(b"k")]),
+        Err(AssembleError::Trailing(101))
+    );
+}
+
+#[test]
 fn an_image_beyond_the_bound_is_refused() {
     let content = vec![0; MAX_IMAGE_BYTES];
     let refused = assemble(&stub(0x1000, 0x200, 4), &[kernel(&content)]);
