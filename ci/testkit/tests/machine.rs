@@ -1,7 +1,9 @@
 //! Real machines: QEMU, OVMF and swtpm as this system has them. No kernel is needed.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use beemesh_ci_testkit::{Disk, DiskBus, Mac, Machine, MachineConfig, Nic, QmpError, Stick, Switch};
+use beemesh_ci_testkit::{
+    Disk, DiskBus, Mac, Machine, MachineConfig, Nic, QmpError, Stick, StickImage, Switch,
+};
 use serde_json::json;
 use std::path::Path;
 use std::time::Duration;
@@ -144,4 +146,29 @@ fn the_firmware_boots_with_its_tpm_and_says_so_again_after_a_reset_and_a_power_c
     assert!(third.number > again.number);
     let log = std::fs::read_to_string(dir.path().join("console.log")).unwrap();
     assert!(log.matches("BdsDxe").count() >= 2);
+}
+
+#[test]
+fn a_stick_is_pulled_out_in_the_middle_of_reading() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("files");
+    std::fs::create_dir_all(folder.join("EFI/BOOT")).unwrap();
+    // The firmware reads the whole program before it finds that it is none.
+    let mut program = vec![0; 4 << 20];
+    program[..2].copy_from_slice(b"MZ");
+    std::fs::write(folder.join("EFI/BOOT/BOOTX64.EFI"), program).unwrap();
+    let image = StickImage::from_folder(&dir.path().join("stick.img"), 64, &folder).unwrap();
+    let stick = Stick::bootable("os", image.path()).slow(200_000);
+    let config = MachineConfig::uefi("n1", dir.path())
+        .unwrap()
+        .memory_mib(256)
+        .stick(stick);
+    let mut machine = Machine::start(config).unwrap();
+    let read = machine.wait_stick_read("os", 300_000, BOOT).unwrap();
+    assert!(read < 4 << 20, "{read} bytes are everything");
+    machine.unplug("os").unwrap();
+    // The file is free again, and the machine lives on.
+    assert_eq!(image.files().unwrap(), ["EFI/BOOT/BOOTX64.EFI"]);
+    machine.wait_for("BdsDxe: failed to", BOOT).unwrap();
+    assert!(machine.is_on().unwrap());
 }
