@@ -1,0 +1,52 @@
+//! What must hold after every command, whatever happened before.
+
+use super::Node;
+use beemesh_agent_sched::{Key, wire::MAX_MESSAGE};
+
+#[derive(Default)]
+pub struct Invariants {
+    /// A machine was killed or the network was cut: from here on up to three copies may run.
+    pub failed: bool,
+    /// Most copies of one ordinal that were ever seen at once.
+    pub most_copies: usize,
+    /// Largest message.
+    pub largest: usize,
+}
+
+impl Invariants {
+    pub fn message(&mut self, bytes: &[u8]) {
+        self.largest = self.largest.max(bytes.len());
+        assert!(bytes.len() <= MAX_MESSAGE, "message of {} bytes", bytes.len());
+    }
+
+    pub fn started(&mut self, nodes: &[Node], n: usize, key: &Key, token: u64, now: u64) {
+        let copies: Vec<(usize, u64)> = nodes
+            .iter()
+            .enumerate()
+            .filter(|(_, node)| node.powered)
+            .flat_map(|(n, node)| node.pods.values().map(move |pod| (n, pod)))
+            .filter(|(_, pod)| pod.key == *key)
+            .map(|(n, pod)| (n, pod.token))
+            .collect();
+        self.most_copies = self.most_copies.max(copies.len());
+        let bound = if self.failed { 3 } else { 1 };
+        assert!(
+            copies.len() <= bound,
+            "at {now}: copies of {key:?} on (node, token) {copies:?}"
+        );
+        let cell = nodes[n].cell.as_ref().expect("a cell started it");
+        let arbiters = cell.members().count().min(5);
+        let granted = nodes.iter().filter(|node| {
+            node.persisted.grants.iter().any(|grant| {
+                (&grant.workload, grant.ordinal) == (&key.0, key.1)
+                    && grant.holder.as_ref() == Some(&nodes[n].peer)
+                    && grant.token == token
+            })
+        });
+        let granted = granted.count();
+        assert!(
+            granted > arbiters / 2,
+            "at {now}: {key:?} started with {granted} of {arbiters} grants"
+        );
+    }
+}

@@ -1,0 +1,620 @@
+//! A network of cells under one virtual clock: delays, losses, partitions, kills, restarts with what was persisted.
+//!
+//! It drives the shipped [`Cell`] through its public interface alone and executes its commands as a driver would. Two
+//! worlds with the same seed and the same calls are equal. After every command the invariants of `SPEC.md` are checked.
+
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
+
+mod invariants;
+mod manifest;
+
+pub use manifest::{Wish, deletion, deployment};
+
+use beemesh_agent_api::shim::Phase;
+use beemesh_agent_api::view::Assurance;
+use beemesh_agent_api::{Change, WorkloadId};
+use beemesh_agent_sched::{
+    Capacity, Cell, CellConfig, Command, Event, Key, MemberInfo, Millis, Persisted, PodReport, RecoveredPod,
+    Tuning,
+};
+use beemesh_ids::PeerId;
+use invariants::Invariants;
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How the network behaves.
+#[derive(Debug, Clone)]
+pub struct Network {
+    /// Least delay of a message in milliseconds.
+    pub min_ms: u64,
+    /// Greatest delay.
+    pub max_ms: u64,
+    /// Messages lost of a thousand.
+    pub lost: u32,
+    /// Longest pause of a node, and how many of a thousand ticks begin one.
+    pub hiccup: (u64, u32),
+    /// Credentials are exchanged at each connection (as the fabric does); otherwise only when a node is admitted.
+    pub handshake: bool,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            min_ms: 3,
+            max_ms: 5,
+            lost: 0,
+            hiccup: (0, 0),
+            handshake: true,
+        }
+    }
+}
+
+/// A pod as the simulated runtime runs it.
+#[derive(Debug, Clone)]
+pub struct SimPod {
+    pub key: Key,
+    pub token: u64,
+    pub template: u64,
+    stopping: bool,
+}
+
+/// A machine.
+pub struct Node {
+    pub peer: PeerId,
+    pub member: MemberInfo,
+    pub capacity: Capacity,
+    /// `None`: the agent does not run.
+    pub cell: Option<Cell>,
+    /// The machine is on: its pods run.
+    pub powered: bool,
+    pub persisted: Persisted,
+    pub pods: BTreeMap<String, SimPod>,
+    /// Side of the partition.
+    pub side: u32,
+    life: u64,
+    clock_zero: u64,
+    paused_until: u64,
+    connected: BTreeSet<usize>,
+    refused: BTreeSet<PeerId>,
+}
+
+enum What {
+    Tick,
+    Deliver {
+        from: usize,
+        from_life: u64,
+        bytes: Vec<u8>,
+    },
+    Connect(usize),
+    Disconnect(usize),
+    Verified(Change, Vec<u8>),
+    Member(PeerId, MemberInfo),
+    PodRuns(String),
+    PodGone(String),
+}
+
+/// A `Start` that was seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Started {
+    pub at: u64,
+    pub node: usize,
+    pub key: Key,
+    pub token: u64,
+    /// Since the change was accepted or the loss noticed, by the node's own reckoning.
+    pub after_ms: u64,
+}
+
+/// The world.
+pub struct World {
+    pub now: u64,
+    pub nodes: Vec<Node>,
+    pub network: Network,
+    pub tuning: Tuning,
+    pub rng: SmallRng,
+    pub starts: Vec<Started>,
+    /// (when, node, reason, object).
+    pub events: Vec<(u64, usize, &'static str, String, String)>,
+    pub invariants: Invariants,
+    /// Milliseconds from `Start` to running.
+    pub start_ms: u64,
+    pub messages: u64,
+    queue: BTreeMap<(u64, u64), (usize, u64, What)>,
+    queued: u64,
+    ulid: u64,
+    trace: u64,
+}
+
+impl World {
+    pub fn new(seed: u64) -> Self {
+        Self {
+            now: 1000,
+            nodes: Vec::new(),
+            network: Network::default(),
+            tuning: Tuning::default(),
+            rng: SmallRng::seed_from_u64(seed),
+            starts: Vec::new(),
+            events: Vec::new(),
+            invariants: Invariants::default(),
+            start_ms: 200,
+            messages: 0,
+            queue: BTreeMap::new(),
+            queued: 0,
+            ulid: 0,
+            trace: 0,
+        }
+    }
+
+    /// A world of `count` nodes that know each other and have been running for a while.
+    pub fn settled(seed: u64, count: usize) -> Self {
+        let mut world = Self::new(seed);
+        for _ in 0..count {
+            world.join();
+            world.run(300);
+        }
+        world.run(4000);
+        world
+    }
+
+    /// A digest of all that has happened.
+    pub fn trace(&self) -> u64 {
+        self.trace
+    }
+
+    /// Adds a machine: admitted by a running one of side 0, or the founder.
+    pub fn join(&mut self) -> usize {
+        self.join_with(|_| {})
+    }
+
+    /// Tells a node what it has now.
+    pub fn capacity(&mut self, n: usize, capacity: Capacity) {
+        self.step(n, Event::Capacity(capacity));
+    }
+
+    /// A pod ends by itself.
+    pub fn lose(&mut self, n: usize, pod_id: &str) {
+        if self.nodes[n].pods.remove(pod_id).is_some() {
+            self.step(
+                n,
+                Event::PodGone {
+                    pod_id: pod_id.to_owned(),
+                },
+            );
+        }
+    }
+
+    /// The same with another credential.
+    pub fn join_with(&mut self, alter: impl FnOnce(&mut MemberInfo)) -> usize {
+        let n = self.nodes.len();
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&(n as u64 + 1).to_be_bytes());
+        let peer = PeerId::from_ed25519(&key);
+        let mut member = MemberInfo {
+            name: format!("node-{n}").parse().unwrap(),
+            assurance: Assurance::Tpm,
+            voucher_id: if n == 0 {
+                String::new()
+            } else {
+                format!("voucher-{n}")
+            },
+            redeemed: n as u64,
+            credential: format!("credential of {n}").into_bytes(),
+        };
+        alter(&mut member);
+        let admitter = self
+            .nodes
+            .iter()
+            .position(|node| node.cell.is_some() && node.side == 0);
+        let mut persisted = Persisted::default();
+        if let Some(admitter) = admitter {
+            let admitter = &self.nodes[admitter];
+            persisted
+                .members
+                .push((admitter.peer.clone(), admitter.member.clone()));
+        }
+        self.nodes.push(Node {
+            peer: peer.clone(),
+            member: member.clone(),
+            capacity: Capacity {
+                cpu_millis: 4000,
+                memory_bytes: 4 << 30,
+                images: ["web:1", "web:2"].map(str::to_owned).into(),
+                ..Capacity::default()
+            },
+            cell: None,
+            powered: false,
+            persisted,
+            pods: BTreeMap::new(),
+            side: 0,
+            life: 0,
+            clock_zero: 0,
+            paused_until: 0,
+            connected: BTreeSet::new(),
+            refused: BTreeSet::new(),
+        });
+        if let Some(admitter) = admitter {
+            self.push(admitter, 1, What::Member(peer, member));
+        }
+        self.boot(n);
+        n
+    }
+
+    /// Switches a machine on, or starts its agent again.
+    pub fn boot(&mut self, n: usize) {
+        let seed = self.rng.random();
+        let offset = self.rng.random_range(0..500);
+        let node = &mut self.nodes[n];
+        assert!(node.cell.is_none());
+        node.powered = true;
+        node.life += 1;
+        // A monotonic clock begins anew with each machine; nothing may depend on its value.
+        node.clock_zero = self.now.saturating_sub(offset);
+        let config = CellConfig {
+            me: node.peer.clone(),
+            member: node.member.clone(),
+            seed,
+            tuning: self.tuning.clone(),
+        };
+        node.cell = Some(Cell::new(config, node.persisted.clone(), Millis(offset)));
+        let (capacity, pods) = (node.capacity.clone(), node.pods.clone());
+        let pods = pods.into_iter().map(|(pod_id, pod)| RecoveredPod {
+            pod_id,
+            workload: pod.key.0,
+            ordinal: pod.key.1,
+            token: pod.token,
+            template: pod.template,
+        });
+        let pods: Vec<_> = pods.collect();
+        let ids: Vec<String> = pods.iter().map(|pod| pod.pod_id.clone()).collect();
+        self.step(n, Event::Capacity(capacity));
+        self.step(n, Event::Recovered { pods });
+        for id in ids {
+            self.push(n, 20, What::PodRuns(id));
+        }
+        self.push(n, 100, What::Tick);
+        for other in 0..self.nodes.len() {
+            self.link(n, other);
+        }
+    }
+
+    /// Pulls the plug.
+    pub fn kill(&mut self, n: usize) {
+        self.invariants.failed = true;
+        self.stop_agent(n);
+        let node = &mut self.nodes[n];
+        node.powered = false;
+        node.pods.clear();
+    }
+
+    /// Ends the agent; its pods run on.
+    pub fn stop_agent(&mut self, n: usize) {
+        self.nodes[n].cell = None;
+        self.nodes[n].life += 1;
+        self.nodes[n].connected.clear();
+        for other in 0..self.nodes.len() {
+            if self.nodes[other].connected.contains(&n) {
+                let after = self.rng.random_range(50..6000);
+                self.push(other, after, What::Disconnect(n));
+            }
+        }
+    }
+
+    /// Cuts the network: nodes reach only those of the same side.
+    pub fn partition(&mut self, sides: &[u32]) {
+        self.invariants.failed = true;
+        for (node, side) in self.nodes.iter_mut().zip(sides) {
+            node.side = *side;
+        }
+        for a in 0..self.nodes.len() {
+            for b in 0..self.nodes.len() {
+                if self.nodes[a].side != self.nodes[b].side && self.nodes[a].connected.contains(&b) {
+                    let after = self.rng.random_range(1000..10_000);
+                    self.push(a, after, What::Disconnect(b));
+                }
+            }
+        }
+    }
+
+    /// Puts the network together again.
+    pub fn heal(&mut self) {
+        for node in &mut self.nodes {
+            node.side = 0;
+        }
+        for a in 0..self.nodes.len() {
+            for b in 0..a {
+                self.link(a, b);
+            }
+        }
+    }
+
+    fn link(&mut self, a: usize, b: usize) {
+        if a != b && self.reachable(a, b) {
+            let after = self.rng.random_range(20..300);
+            self.push(a, after, What::Connect(b));
+            self.push(b, after, What::Connect(a));
+        }
+    }
+
+    fn reachable(&self, a: usize, b: usize) -> bool {
+        let (a, b) = (&self.nodes[a], &self.nodes[b]);
+        a.cell.is_some() && b.cell.is_some() && a.side == b.side
+    }
+
+    /// An operator hands a change to node `n`.
+    pub fn change(&mut self, n: usize, spec: manifest::Wish) {
+        self.ulid += 1;
+        let change = spec.into_change(self.ulid);
+        let envelope = serde_json::to_vec(&change).unwrap();
+        self.step(n, Event::Change { change, envelope });
+    }
+
+    /// Lets `ms` pass.
+    pub fn run(&mut self, ms: u64) {
+        let until = self.now + ms;
+        while let Some(entry) = self.queue.first_entry() {
+            let at = entry.key().0;
+            if at > until {
+                break;
+            }
+            let (n, life, what) = entry.remove();
+            self.now = self.now.max(at);
+            self.happen(n, life, what);
+        }
+        self.now = until;
+    }
+
+    /// Lets time pass until `done`, at most `ms`; how long it took.
+    pub fn run_until(&mut self, ms: u64, mut done: impl FnMut(&Self) -> bool) -> Option<u64> {
+        let began = self.now;
+        while self.now < began + ms {
+            if done(self) {
+                return Some(self.now - began);
+            }
+            self.run(10);
+        }
+        done(self).then_some(self.now - began)
+    }
+
+    /// Running copies of an ordinal, on all machines that are on.
+    pub fn copies(&self, key: &Key) -> usize {
+        let on = self.nodes.iter().filter(|node| node.powered);
+        on.map(|node| node.pods.values().filter(|pod| pod.key == *key).count())
+            .sum()
+    }
+
+    /// Whether exactly the ordinals below `replicas` run, one copy each.
+    pub fn runs_exactly(&self, workload: &WorkloadId, replicas: u32) -> bool {
+        let all = self
+            .nodes
+            .iter()
+            .filter(|node| node.powered)
+            .flat_map(|node| node.pods.values());
+        let count = all.filter(|pod| pod.key.0 == *workload).count();
+        count == replicas as usize
+            && (0..replicas).all(|ordinal| self.copies(&(workload.clone(), ordinal)) == 1)
+    }
+
+    /// Machines that run a copy of an ordinal.
+    pub fn holders(&self, key: &Key) -> Vec<usize> {
+        let on = self.nodes.iter().enumerate().filter(|(_, node)| node.powered);
+        on.filter(|(_, node)| node.pods.values().any(|pod| pod.key == *key))
+            .map(|(n, _)| n)
+            .collect()
+    }
+
+    pub fn saw(&self, reason: &str) -> usize {
+        self.events
+            .iter()
+            .filter(|(_, _, seen, ..)| *seen == reason)
+            .count()
+    }
+
+    fn push(&mut self, n: usize, after: u64, what: What) {
+        self.queued += 1;
+        let life = self.nodes[n].life;
+        self.queue
+            .insert((self.now + after, self.queued), (n, life, what));
+    }
+
+    fn happen(&mut self, n: usize, life: u64, what: What) {
+        if self.nodes[n].paused_until > self.now {
+            // A paused machine reads its queue later.
+            let after = self.nodes[n].paused_until - self.now;
+            self.queued += 1;
+            self.queue
+                .insert((self.now + after, self.queued), (n, life, what));
+            return;
+        }
+        let of_machine = matches!(what, What::PodRuns(_) | What::PodGone(_));
+        if self.nodes[n].cell.is_none() && !of_machine || self.nodes[n].life != life && !of_machine {
+            return;
+        }
+        match what {
+            What::Tick => {
+                self.step(n, Event::Tick);
+                let (longest, often) = self.network.hiccup;
+                if self.rng.random_range(0..1000) < often {
+                    self.nodes[n].paused_until = self.now + self.rng.random_range(1..=longest);
+                }
+                self.push(n, 100, What::Tick);
+            }
+            What::Deliver {
+                from,
+                from_life,
+                bytes,
+            } => {
+                // A connection does not outlive its ends.
+                if self.nodes[from].life == from_life
+                    && self.reachable(n, from)
+                    && self.nodes[n].connected.contains(&from)
+                {
+                    let from = self.nodes[from].peer.clone();
+                    self.step(n, Event::Message { from, bytes });
+                }
+            }
+            What::Connect(other) => {
+                let (peer, member) = (self.nodes[other].peer.clone(), self.nodes[other].member.clone());
+                if self.reachable(n, other) && !self.nodes[n].refused.contains(&peer) {
+                    if self.network.handshake {
+                        self.step(
+                            n,
+                            Event::Member {
+                                peer: peer.clone(),
+                                member,
+                            },
+                        );
+                    }
+                    if !self.nodes[n].refused.contains(&peer) {
+                        self.nodes[n].connected.insert(other);
+                        self.step(n, Event::Connected { peer });
+                    }
+                }
+            }
+            What::Disconnect(other) => {
+                if !self.reachable(n, other) && self.nodes[n].connected.remove(&other) {
+                    let peer = self.nodes[other].peer.clone();
+                    self.step(n, Event::Disconnected { peer });
+                }
+            }
+            What::Verified(change, envelope) => self.step(n, Event::Change { change, envelope }),
+            What::Member(peer, member) => self.step(n, Event::Member { peer, member }),
+            What::PodRuns(pod_id) => {
+                if self.nodes[n].pods.get(&pod_id).is_some_and(|pod| !pod.stopping)
+                    && self.nodes[n].cell.is_some()
+                {
+                    let state = PodReport {
+                        phase: Phase::Running,
+                        ready: true,
+                        start_ms: Some(1),
+                        ..PodReport::default()
+                    };
+                    self.step(n, Event::Pod { pod_id, state });
+                }
+            }
+            What::PodGone(pod_id) => {
+                if self.nodes[n].pods.remove(&pod_id).is_some() && self.nodes[n].cell.is_some() {
+                    self.step(n, Event::PodGone { pod_id });
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, n: usize, event: Event) {
+        let local = Millis(self.now - self.nodes[n].clock_zero);
+        let Some(cell) = self.nodes[n].cell.as_mut() else {
+            return;
+        };
+        let commands = cell.step(local, event);
+        self.mix(&(self.now, n, commands.len()));
+        for command in commands {
+            self.execute(n, local, command);
+        }
+    }
+
+    fn mix(&mut self, what: &impl std::fmt::Debug) {
+        for byte in format!("{what:?}").bytes() {
+            self.trace = (self.trace ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    fn execute(&mut self, n: usize, local: Millis, command: Command) {
+        match command {
+            Command::Send { to, bytes } => {
+                self.messages += 1;
+                self.invariants.message(&bytes);
+                let to = self
+                    .nodes
+                    .iter()
+                    .position(|node| node.peer == to)
+                    .expect("sent to nobody");
+                if self.rng.random_range(0..1000) < self.network.lost
+                    || !self.nodes[n].connected.contains(&to)
+                {
+                    return;
+                }
+                let after = self.rng.random_range(self.network.min_ms..=self.network.max_ms);
+                let from_life = self.nodes[n].life;
+                self.push(
+                    to,
+                    after,
+                    What::Deliver {
+                        from: n,
+                        from_life,
+                        bytes,
+                    },
+                );
+            }
+            Command::VerifyChange { envelope } => {
+                let change = serde_json::from_slice(&envelope).expect("only what was signed is handed on");
+                self.push(n, 1, What::Verified(change, envelope));
+            }
+            Command::VerifyMember { peer, credential } => {
+                let known = self
+                    .nodes
+                    .iter()
+                    .find(|node| node.peer == peer)
+                    .expect("no such member");
+                assert_eq!(known.member.credential, credential);
+                let member = known.member.clone();
+                self.push(n, 1, What::Member(peer, member));
+            }
+            Command::Quarantine { peer, .. } => {
+                self.nodes[n].refused.insert(peer.clone());
+                if let Some(other) = self.nodes.iter().position(|node| node.peer == peer) {
+                    self.nodes[n].connected.remove(&other);
+                }
+            }
+            Command::Start {
+                pod_id,
+                workload,
+                ordinal,
+                token,
+                template,
+                accepted_at,
+                ..
+            } => {
+                let key = (workload, ordinal);
+                let after_ms = local.since(accepted_at);
+                self.mix(&(&pod_id, &key, token));
+                self.starts.push(Started {
+                    at: self.now,
+                    node: n,
+                    key: key.clone(),
+                    token,
+                    after_ms,
+                });
+                let pod = SimPod {
+                    key: key.clone(),
+                    token,
+                    template,
+                    stopping: false,
+                };
+                assert!(
+                    self.nodes[n].pods.insert(pod_id.clone(), pod).is_none(),
+                    "pod id used twice"
+                );
+                self.push(n, self.start_ms, What::PodRuns(pod_id));
+                let now = self.now;
+                self.invariants.started(&self.nodes, n, &key, token, now);
+            }
+            Command::Stop { pod_id, .. } => {
+                if let Some(pod) = self.nodes[n].pods.get_mut(&pod_id)
+                    && !std::mem::replace(&mut pod.stopping, true)
+                {
+                    let after = self.rng.random_range(20..400);
+                    self.push(n, after, What::PodGone(pod_id));
+                }
+            }
+            Command::Persist(record) => {
+                self.mix(&record);
+                self.nodes[n].persisted.apply(record);
+            }
+            Command::Emit {
+                reason,
+                object,
+                message,
+            } => {
+                self.events.push((self.now, n, reason, object, message));
+            }
+        }
+    }
+}
