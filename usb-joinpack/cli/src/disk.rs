@@ -80,28 +80,54 @@ pub fn examine(path: &Path) -> Result<Content, Failure> {
         }
         return Ok(content);
     }
-    let mut boot = [0; 512];
     file.rewind()
         .with_context(|| format!("failed to read `{}`", path.display()))?;
-    if file.read_exact(&mut boot).is_err() {
-        return Ok(content);
-    }
+    let mut head = Vec::new();
+    file.take(MIB)
+        .read_to_end(&mut head)
+        .with_context(|| format!("failed to read `{}`", path.display()))?;
     // The jump instruction and the signature tell a FAT boot sector from an MBR (Microsoft FAT specification, 3.1).
-    let fat = matches!(boot, [0xeb, _, 0x90, ..] | [0xe9, ..]) && boot.ends_with(&[0x55, 0xaa]);
-    if fat && let Ok(fs) = open(path, Place { start: 0, length }, false) {
+    let jumps =
+        matches!(head.as_slice(), [0xeb, _, 0x90, ..] | [0xe9, ..]) && holds(&head, 510, &[0x55, 0xaa]);
+    if jumps && let Ok(fs) = open(path, Place { start: 0, length }, false) {
         content.words.push(format!(
             "a FAT file system labelled `{}`",
             fs.volume_label().trim()
         ));
         content.join = Some(Place { start: 0, length });
-    } else if boot.ends_with(&[0x55, 0xaa]) {
-        content
-            .words
-            .push("an MBR partition table or boot sector".to_owned());
-    } else if boot.iter().any(|byte| *byte != 0) {
-        content.words.push("data of an unknown kind".to_owned());
+        return Ok(content);
     }
+    content.words.extend(foreign(&head).map(str::to_owned));
     Ok(content)
+}
+
+fn holds(bytes: &[u8], at: usize, magic: &[u8]) -> bool {
+    bytes.get(at..).is_some_and(|rest| rest.starts_with(magic))
+}
+
+/// What else begins like this: enough for a person to notice that it is the wrong disk. `None`: nothing but zeros.
+fn foreign(head: &[u8]) -> Option<&'static str> {
+    const KINDS: [(usize, &[u8], &str); 10] = [
+        (0x438, &[0x53, 0xef], "an ext2, ext3 or ext4 file system"),
+        (0, b"LUKS\xba\xbe", "an encrypted volume (LUKS)"),
+        (0, b"XFSB", "an XFS file system"),
+        (0x10040, b"_BHRfS_M", "a btrfs file system"),
+        (3, b"NTFS    ", "an NTFS file system"),
+        (3, b"EXFAT   ", "an exFAT file system"),
+        (0x8001, b"CD001", "a CD or DVD image"),
+        (0x218, b"LVM2 001", "an LVM volume"),
+        (4086, b"SWAPSPACE2", "swap space"),
+        (510, &[0x55, 0xaa], "an MBR partition table or boot sector"),
+    ];
+    let known = KINDS
+        .iter()
+        .find(|(at, magic, _)| holds(head, *at, magic))
+        .map(|(_, _, words)| *words);
+    known.or_else(|| {
+        head.iter()
+            .any(|byte| *byte != 0)
+            .then_some("data of an unknown kind")
+    })
 }
 
 /// Opens the file system at `place`.
@@ -224,6 +250,16 @@ mod tests {
         ] {
             assert_eq!(in_words(bytes), words);
         }
+    }
+
+    #[test]
+    fn foreign_content_is_noticed() {
+        let mut head = vec![0; 1 << 20];
+        assert_eq!(foreign(&head), None);
+        head[0x438..0x43a].copy_from_slice(&[0x53, 0xef]);
+        assert!(foreign(&head).unwrap().contains("ext4"));
+        head[0x438] = 0;
+        assert!(foreign(&head).unwrap().contains("unknown"));
     }
 
     #[test]

@@ -335,8 +335,42 @@ fn make_folders(path: &Path, place: Place) -> anyhow::Result<()> {
     ))?)
 }
 
+/// Refuses a pack that does not fit, while the old one is still there. What the old one occupies counts as free.
+fn check_room(fs: &Fat, root: &fatfs::Dir<'_, Slice>, content: &Content<'_>) -> Result<(), Failure> {
+    let stats = fs.stats().context("failed to read the free space")?;
+    let cluster = u64::from(stats.cluster_size());
+    let clusters = |size: u64| size.div_ceil(cluster);
+    let mut free = u64::from(stats.free_clusters());
+    for name in media_listing(root)?
+        .iter()
+        .map(String::as_str)
+        .chain(["joinpack.json"])
+    {
+        let length = root
+            .open_file(name)
+            .and_then(|mut file| file.seek(SeekFrom::End(0)));
+        free = free.saturating_add(length.map_or(0, clusters));
+    }
+    // Each file, and 64 clusters for folders that grow.
+    let sizes = content
+        .blobs
+        .values()
+        .copied()
+        .chain([content.joinpack.len() as u64]);
+    let needed = sizes.map(clusters).fold(64, u64::saturating_add);
+    if needed > free {
+        let (needed, free) = (
+            disk::in_words(needed.saturating_mul(cluster)),
+            disk::in_words(free.saturating_mul(cluster)),
+        );
+        invalid!("the pack needs {needed}, the stick has {free} for it: use a larger one");
+    }
+    Ok(())
+}
+
 fn fill_fat(fs: &Fat, content: &Content<'_>, bar: &ProgressBar) -> Result<(), Failure> {
     let root = fs.root_dir();
+    check_room(fs, &root, content)?;
     remove_fat(&root, "joinpack.json")?;
     let blobs = root
         .open_dir("blobs")
@@ -345,20 +379,6 @@ fn fill_fat(fs: &Fat, content: &Content<'_>, bar: &ProgressBar) -> Result<(), Fa
     // Everything goes: a blob of an earlier pack that is wanted again is written again, and so checked.
     for name in media_listing(&root)? {
         remove_fat(&root, &name)?;
-    }
-    let stats = fs.stats().context("failed to read the free space")?;
-    let cluster = u64::from(stats.cluster_size());
-    let clusters = |size: u64| size.div_ceil(cluster) + 1;
-    let needed: u64 = content.blobs.values().map(|size| clusters(*size)).sum::<u64>()
-        + clusters(content.joinpack.len() as u64)
-        + 8;
-    if needed > u64::from(stats.free_clusters()) {
-        let free = u64::from(stats.free_clusters()) * cluster;
-        invalid!(
-            "the pack needs {}, the stick has {} free: use a larger one",
-            disk::in_words(needed * cluster),
-            disk::in_words(free)
-        );
     }
     for (digest, size) in &content.blobs {
         let mut file = blobs

@@ -357,7 +357,7 @@ fn fat_of_every_width_satisfies_fsck() {
 }
 
 #[test]
-fn pack_too_large_for_the_medium_is_named_and_leaves_no_pack() {
+fn pack_too_large_for_the_medium_is_named_and_the_old_one_stays() {
     let dir = bench();
     let mut fat = File::options()
         .read(true)
@@ -365,7 +365,7 @@ fn pack_too_large_for_the_medium_is_named_and_leaves_no_pack() {
         .create_new(true)
         .open(dir.path().join("small.img"))
         .unwrap();
-    fat.set_len(1 << 20).unwrap();
+    fat.set_len(2 << 20).unwrap();
     fatfs::format_volume(&mut fat, fatfs::FormatVolumeOptions::new()).unwrap();
     ends(
         dir.path(),
@@ -374,6 +374,31 @@ fn pack_too_large_for_the_medium_is_named_and_leaves_no_pack() {
         "use a larger one",
     );
     ends(dir.path(), &["verify", "small.img"], 2, "no `joinpack.json`");
+    write_archive(&dir.path().join("tiny.tar"), &[1; 1 << 20]);
+    done(
+        dir.path(),
+        &[
+            "create",
+            "--fabric",
+            "fab",
+            "--out",
+            "tiny",
+            "--nodes",
+            "1",
+            "--image",
+            "t=tiny.tar",
+        ],
+    );
+    done(dir.path(), &["write", "tiny", "--to", "small.img"]);
+    ends(
+        dir.path(),
+        &["write", "pack", "--to", "small.img"],
+        2,
+        "use a larger one",
+    );
+    done(dir.path(), &["verify", "small.img"]);
+    // Its own place is enough for it, again and again.
+    done(dir.path(), &["write", "tiny", "--to", "small.img"]);
 }
 
 #[test]

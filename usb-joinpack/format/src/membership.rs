@@ -49,7 +49,8 @@ pub struct Membership {
 }
 
 /// What a verified credential says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Member {
     /// The fabric.
     pub fabric: FabricId,

@@ -3,7 +3,7 @@
 //! Knows no pack. Invariant: a [`RootChain`] that exists was verified from root 1 on, each successor by thresholds of its
 //! predecessor's root keys and of its own; a chain never gets shorter and never changes what it already holds.
 
-use crate::validate::{check_label, parse_payload, payload};
+use crate::validate::{check_label, parse_payload, payload, unique_map};
 use crate::{Envelope, KeyId, PublicKey, Refusal, SecretKey, Timestamp, limits};
 use beemesh_ids::{Digest, FabricId};
 use serde::{Deserialize, Serialize};
@@ -94,8 +94,10 @@ pub struct Root {
     /// When it was made. Root documents do not expire: that could brick a node that was offline.
     pub issued: Timestamp,
     /// All keys, by id.
+    #[serde(deserialize_with = "unique_map")]
     pub keys: BTreeMap<KeyId, PublicKey>,
     /// All five roles.
+    #[serde(deserialize_with = "unique_map")]
     pub roles: BTreeMap<Role, RoleSpec>,
     /// 16 random bytes, 32 lower-case hexadecimal digits: makes the fabric's id its own. The same in every version.
     pub nonce: String,

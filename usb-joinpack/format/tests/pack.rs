@@ -5,7 +5,8 @@ mod generator;
 
 use beemesh_ids::Digest;
 use beemesh_usb_joinpack_format::{
-    MANIFEST_LIMIT, Pack, Refusal, RootChain, Timestamp, Verified, blob_path, limits,
+    Envelope, MANIFEST_LIMIT, Pack, ROOT_PAYLOAD_TYPE, Refusal, Role, RootChain, Timestamp, Verified,
+    blob_path, limits,
 };
 use generator::{Draft, FLOOR, draft, sign_payload, time};
 use proptest::prelude::*;
@@ -58,6 +59,67 @@ fn roots_of_another_fabric_with_the_same_keys_do_not_extend_the_chain() {
         &["root-1", "root-2"],
     );
     assert_eq!(code(shop.extend(&[other])), "other-fabric");
+}
+
+#[test]
+fn role_named_twice_in_a_root_is_refused() {
+    let root = generator::root("shop", 1);
+    let text = serde_json::to_string(&root).unwrap();
+    let operator = format!(
+        "\"operator\":{}",
+        serde_json::to_string(&root.roles[&Role::Operator]).unwrap()
+    );
+    let sign = |text: &str| {
+        let keys = ["root-1", "root-2"].map(generator::key);
+        RootChain::bootstrap(&[Envelope::sign(
+            ROOT_PAYLOAD_TYPE,
+            text.as_bytes(),
+            &keys.each_ref(),
+        )])
+    };
+    assert_eq!(code(sign(&text)), "accepted");
+    let doubled = text.replacen(&operator, &format!("{operator},{operator}"), 1);
+    assert_ne!(doubled, text);
+    assert_eq!(code(sign(&doubled)), "malformed");
+}
+
+#[test]
+fn root_that_could_never_be_followed_is_refused() {
+    let bend = |change: fn(&mut beemesh_usb_joinpack_format::Root)| {
+        let mut root = generator::root("shop", 1);
+        change(&mut root);
+        let keys = ["root-1", "root-2", "root-3"].map(generator::key);
+        let text = serde_json::to_vec(&root).unwrap();
+        code(RootChain::bootstrap(&[Envelope::sign(
+            ROOT_PAYLOAD_TYPE,
+            &text,
+            &keys.each_ref(),
+        )]))
+    };
+    assert_eq!(bend(|_| ()), "accepted");
+    assert_eq!(
+        bend(|root| root.roles.get_mut(&Role::Root).unwrap().threshold = 4),
+        "malformed"
+    );
+    assert_eq!(
+        bend(|root| root.roles.get_mut(&Role::Enrolment).unwrap().threshold = 0),
+        "malformed"
+    );
+    assert_eq!(bend(|root| drop(root.roles.remove(&Role::Recovery))), "malformed");
+    assert_eq!(bend(|root| drop(root.keys.pop_first())), "malformed");
+    assert_eq!(bend(|root| root.nonce.clear()), "malformed");
+    assert_eq!(bend(|root| root.version = 0), "malformed");
+    assert_eq!(bend(|root| root.version = 2), "root-gap");
+    let repeat = |root: &mut beemesh_usb_joinpack_format::Root| {
+        let ids = &mut root.roles.get_mut(&Role::Root).unwrap().keyids;
+        ids[1] = ids[0].clone();
+    };
+    assert_eq!(bend(repeat), "malformed");
+    let many = |root: &mut beemesh_usb_joinpack_format::Root| {
+        let keys = (0..=limits::KEYS).map(|n| generator::key(&n.to_string()).public());
+        root.keys.extend(keys.map(|key| (key.key_id(), key)));
+    };
+    assert_eq!(bend(many), "limit-exceeded");
 }
 
 #[test]
