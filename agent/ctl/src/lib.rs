@@ -13,6 +13,5 @@ pub mod failure;
 pub mod output;
 mod session;
 mod table;
-mod tls;
 
 pub use command::run;

@@ -5,9 +5,8 @@ use crate::args::{CONTEXT_VARIABLE, DEFAULT_SOCKET, Global, NODE_VARIABLE};
 use crate::client::{Client, DEFAULT_TIMEOUT, Endpoint, check_address};
 use crate::context::Operator;
 use crate::failure::{Class, Failure};
-use crate::tls;
 use std::path::{Path, PathBuf};
-use std::{env, sync::Arc, time::Duration};
+use std::{env, time::Duration};
 
 pub(crate) struct Session {
     pub(crate) global: Global,
@@ -16,7 +15,7 @@ pub(crate) struct Session {
 impl Session {
     /// A client of the chosen node; `patience` is the time-out where `--timeout` gives none.
     pub(crate) fn client_with(&self, patience: Duration) -> Result<Client, Failure> {
-        let client = Client::new(self.endpoint()?);
+        let client = self.node()?;
         Ok(client.with_timeout(self.global.timeout.unwrap_or(patience)))
     }
 
@@ -38,9 +37,9 @@ impl Session {
         Operator::load(&path).map_err(|error| error.into_failure(&path))
     }
 
-    fn endpoint(&self) -> Result<Endpoint, Failure> {
+    fn node(&self) -> Result<Client, Failure> {
         if let Some(path) = &self.global.socket {
-            return Ok(Endpoint::Socket(path.clone()));
+            return Ok(Client::new(Endpoint::Socket(path.clone())));
         }
         if let Some(address) = self
             .global
@@ -49,14 +48,11 @@ impl Session {
             .or_else(|| from_environment(NODE_VARIABLE))
         {
             check_address(&address).map_err(|error| error.into_failure("choose the node"))?;
-            let config = tls::client_config(&self.operator()?)?;
-            return Ok(Endpoint::Tls {
-                address,
-                config: Arc::new(config),
-            });
+            return Client::for_operator(&address, &self.operator()?)
+                .map_err(|error| Failure::new(Class::Failed, "prepare TLS").because(error));
         }
         if Path::new(DEFAULT_SOCKET).exists() {
-            return Ok(Endpoint::Socket(DEFAULT_SOCKET.into()));
+            return Ok(Client::new(Endpoint::Socket(DEFAULT_SOCKET.into())));
         }
         Err(Failure::new(Class::Invalid, "no node is given").hint(format!(
             "name one with --node IP:PORT or BMCTL_NODE; this machine has no agent at {DEFAULT_SOCKET}"

@@ -5,6 +5,7 @@
 
 mod body;
 mod error;
+mod readable;
 mod transport;
 
 pub use body::{ERROR_LIMIT, EXEC_LIMIT, LINE_LIMIT, LIST_LIMIT, Lines};
@@ -12,13 +13,15 @@ pub use error::ClientError;
 pub use transport::Endpoint;
 pub(crate) use transport::check_address;
 
+use crate::context::Operator;
 use beemesh_agent_api::view::{
     ErrorBody, EventView, ExecReply, ExecRequest, ImageView, LogLine, NodeView, PodView, path,
 };
+use beemesh_agent_identity::{TlsError, client_config};
 use body::Upload;
 use hyper::{Method, Request, body::Incoming, header};
 use serde::de::DeserializeOwned;
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 /// Time for a request where the caller gives none.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -46,6 +49,19 @@ impl Client {
             endpoint,
             timeout: DEFAULT_TIMEOUT,
         }
+    }
+
+    /// A client of the node whose REST port is at `address` (`IP:PORT` or `NAME:PORT`): it shows the operator's key, and
+    /// speaks only with a member of the operator's fabric.
+    ///
+    /// # Errors
+    /// TLS cannot be set up. Whether `address` is one is said by the first request.
+    pub fn for_operator(address: &str, operator: &Operator) -> Result<Self, TlsError> {
+        let config = client_config(Some(operator.key()), operator.roots().clone())?;
+        Ok(Self::new(Endpoint::Tls {
+            address: address.to_owned(),
+            config: Arc::new(config),
+        }))
     }
 
     /// The same with another bound in time: for a whole request, or for the start and each silence of a stream.

@@ -1,5 +1,6 @@
 //! One HTTP/1.1 connection to a node, over its unix socket or over TCP with TLS. No pooling: a command asks little.
 
+use super::readable::StaysReadable;
 use super::{ClientError, Upload};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -91,13 +92,12 @@ async fn handshake<S>(endpoint: &Endpoint, stream: S) -> Result<SendRequest<Uplo
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let (sender, connection) =
-        http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|source| ClientError::Exchange {
-                endpoint: endpoint.to_string(),
-                source,
-            })?;
+    let (sender, connection) = http1::handshake(TokioIo::new(StaysReadable::new(stream)))
+        .await
+        .map_err(|source| ClientError::Exchange {
+            endpoint: endpoint.to_string(),
+            source,
+        })?;
     // Its error reaches whoever waits for the answer or its body; the task ends with the connection.
     tokio::spawn(connection);
     Ok(sender)

@@ -1,11 +1,14 @@
 //! Runs the binary, with no environment but what the test gives; and makes operator contexts.
 
+use beemesh_agent_identity::NodeKey;
+use beemesh_firmware_tpm::FakeTpm;
 use beemesh_joinpack_format::{
-    Envelope, OperatorContext, Role, RoleSpec, Root, RootChain, SecretKey, Timestamp,
+    Admission, Assurance, Envelope, Membership, OperatorContext, Role, RoleSpec, Root, RootChain, SecretKey,
+    Timestamp, Voucher,
 };
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// What a run left.
@@ -54,7 +57,7 @@ pub fn bmctl_with_stdin(args: &[&str], stdin: &[u8]) -> Ran {
     }
 }
 
-/// A fabric with one key for all roles, and an operator's context file in a folder of its own.
+/// A fabric, and an operator's context file in a folder of its own. One key has all roles.
 pub struct Fabric {
     pub folder: tempfile::TempDir,
     pub key: SecretKey,
@@ -63,8 +66,13 @@ pub struct Fabric {
 
 impl Fabric {
     pub fn new() -> Self {
-        let key = SecretKey::from_bytes([7; 32]);
-        let roots = vec![root(&key)];
+        Self::of_seed(7)
+    }
+
+    /// Another seed makes another fabric.
+    pub fn of_seed(seed: u8) -> Self {
+        let key = SecretKey::from_bytes([seed; 32]);
+        let roots = vec![root(&key, &key, 1)];
         let fabric = Self {
             folder: tempfile::tempdir().unwrap(),
             key,
@@ -76,6 +84,32 @@ impl Fabric {
 
     pub fn chain(&self) -> RootChain {
         RootChain::bootstrap(&self.roots).unwrap()
+    }
+
+    /// The chain after the role `operator` went to another key.
+    pub fn chain_with_operator(&self, operator: &SecretKey) -> RootChain {
+        self.chain().extend(&[root(&self.key, operator, 2)]).unwrap()
+    }
+
+    /// The key and the credential of a member.
+    pub fn member(&self) -> (NodeKey, Membership) {
+        let folder = tempfile::tempdir().unwrap();
+        let key = NodeKey::load_or_create(folder.path(), &FakeTpm::new(1)).unwrap();
+        let one_time = SecretKey::from_bytes([42; 32]);
+        let voucher = Voucher {
+            fabric: self.chain().fabric_id().clone(),
+            id: "01J00000000000000000000000".into(),
+            node: "node-1".parse().unwrap(),
+            cell: "shop".into(),
+            issued: NOW,
+            expires: Timestamp(NOW.0 + 3600),
+            key: one_time.public(),
+            admission: Admission::Policy,
+        };
+        let voucher = voucher.sign(&[&self.key]).unwrap();
+        let membership =
+            Membership::redeem(&voucher, &one_time, &key.peer_id(), Assurance::Tpm, NOW).unwrap();
+        (key, membership)
     }
 
     pub fn context(&self) -> String {
@@ -98,29 +132,33 @@ impl Fabric {
     }
 
     pub fn write(&self, name: &str, content: &[u8]) -> PathBuf {
-        let path: &Path = self.folder.path();
-        std::fs::write(path.join(name), content).unwrap();
-        path.join(name)
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path
     }
 }
 
-fn root(key: &SecretKey) -> Envelope {
-    let id = key.public().key_id();
-    let roles = Role::ALL.map(|role| {
+const NOW: Timestamp = Timestamp(1_767_323_045);
+
+fn root(key: &SecretKey, operator: &SecretKey, version: u32) -> Envelope {
+    let role = |role| {
+        let key = if role == Role::Operator { operator } else { key };
         (
             role,
             RoleSpec {
-                keyids: vec![id.clone()],
+                keyids: vec![key.public().key_id()],
                 threshold: 1,
             },
         )
-    });
+    };
     let root = Root {
         fabric_name: "shop".into(),
-        version: 1,
-        issued: Timestamp(1_767_323_045),
-        keys: [(id, key.public())].into(),
-        roles: roles.into(),
+        version,
+        issued: NOW,
+        keys: [key, operator]
+            .map(|key| (key.public().key_id(), key.public()))
+            .into(),
+        roles: Role::ALL.map(role).into(),
         nonce: "00112233445566778899aabbccddeeff".into(),
     };
     root.sign(&[key]).unwrap()
