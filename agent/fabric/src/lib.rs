@@ -57,6 +57,14 @@ pub trait Admission: Send + Sync {
     fn admit(&self, peer: &PeerId, credential: &[u8]) -> Result<(), String>;
 }
 
+impl Admission for beemesh_agent_identity::MembershipAdmission {
+    fn admit(&self, peer: &PeerId, credential: &[u8]) -> Result<(), String> {
+        self.judge(peer, credential)
+            .map(drop)
+            .map_err(|refusal| refusal.to_string())
+    }
+}
+
 /// What a node brings to its fabric.
 pub struct FabricConfig {
     /// The Ed25519 seed of the node key. The peer id follows from it.
