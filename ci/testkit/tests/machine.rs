@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use beemesh_ci_testkit::{
-    Disk, DiskBus, Mac, Machine, MachineConfig, Nic, QmpError, Stick, StickImage, Switch,
+    DhcpPool, Disk, DiskBus, Ipv4Cidr, Mac, Machine, MachineConfig, Nic, QmpError, SiteHost, Stick,
+    StickImage, Switch,
 };
 use serde_json::json;
+use std::net::Ipv4Addr;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// OVMF needs some seconds under emulation, and more when other tests run.
 const BOOT: Duration = Duration::from_secs(120);
@@ -171,4 +173,52 @@ fn a_stick_is_pulled_out_in_the_middle_of_reading() {
     assert_eq!(image.files().unwrap(), ["EFI/BOOT/BOOTX64.EFI"]);
     machine.wait_for("BdsDxe: failed to", BOOT).unwrap();
     assert!(machine.is_on().unwrap());
+}
+
+#[test]
+fn a_machine_s_card_gets_its_address_over_the_switch_and_nothing_leaves_the_site() {
+    let dir = tempfile::tempdir().unwrap();
+    let switch = Switch::start().unwrap();
+    let laptop = Ipv4Cidr::new(Ipv4Addr::new(10, 77, 0, 1), 24);
+    let host = SiteHost::plug(&switch, "laptop", laptop).unwrap();
+    host.dhcp_on(DhcpPool::new(Ipv4Addr::new(10, 77, 0, 50), 10))
+        .unwrap();
+    let card = Mac([0x52, 0x54, 0, 0, 0, 0x21]);
+    let config = MachineConfig::uefi("n1", dir.path())
+        .unwrap()
+        .tpm(None)
+        .memory_mib(256);
+    let machine = Machine::start(config.nic(Nic::virtio(&switch, "n1", card).unwrap())).unwrap();
+    // Without anything else to boot from, the firmware tries the network.
+    let deadline = Instant::now() + BOOT;
+    while host.dhcp_leases().unwrap().is_empty() {
+        assert!(
+            Instant::now() < deadline,
+            "no request came; {:?}",
+            machine.console().tail(10)
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(
+        host.dhcp_leases().unwrap(),
+        [(card, Ipv4Addr::new(10, 77, 0, 50))]
+    );
+    assert_eq!(switch.frames_outside(laptop), 0, "{:?}", switch.outsiders(laptop));
+}
+
+#[test]
+fn a_machine_that_ignores_its_power_button_is_reported_and_one_that_goes_off_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut machine = Machine::start(frozen("n1", dir.path())).unwrap();
+    let error = machine.power_off(Duration::from_millis(200)).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("the machine `n1` is still on after 200ms"),
+        "{error}"
+    );
+    machine.execute("quit", json!({})).unwrap();
+    machine.wait_off(Duration::from_secs(30)).unwrap();
+    assert!(machine.process_ids().is_empty());
+    assert!(!machine.is_on().unwrap());
 }
