@@ -1,0 +1,490 @@
+//! The member task: drives the cell.
+//!
+//! Owns the pure core and the fabric. Everything that happens becomes an event for the core; its commands are carried
+//! out in order, and what takes long is spawned and comes back as an event. A record is on disk before any later
+//! command runs: an arbiter that forgets a grant could give it twice.
+
+use crate::clock;
+use crate::identity::{self, NodeKey};
+use crate::join::Joined;
+use crate::journal::Journal;
+use crate::network;
+use crate::query::{Query, Site};
+use crate::rest::{self, Access, Refused};
+use crate::start::Options;
+use crate::sticks::News;
+use crate::ledger::Ledger;
+use crate::store::{Store, StoreError};
+use anyhow::{Context as _, Result};
+use beemesh_agent_api::record::CHANGE_PAYLOAD_TYPE;
+use beemesh_agent_api::view::Assurance;
+use beemesh_agent_api::{Change, WorkloadSpec};
+use beemesh_agent_fabric::{Fabric, FabricConfig, FabricEvent};
+use beemesh_agent_identity::{MembershipAdmission, SharedRoots, server_config};
+use beemesh_agent_runtime::{PodEvent, PodRequest, PodStatus, Runtime};
+use beemesh_agent_sched::{Cell, CellConfig, Command, Event, MemberInfo, Millis, Persisted, PodReport, Record, RecoveredPod, Tuning};
+use beemesh_init_api::path;
+use beemesh_joinpack_format::{Assurance as Proven, Envelope, Member, Role, limits};
+use hyper::StatusCode;
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+use tokio::sync::{broadcast, mpsc, watch};
+
+/// The core's clock tick.
+const TICK: Duration = Duration::from_millis(100);
+/// How often free memory, images and addresses are looked at.
+const CAPACITY: Duration = Duration::from_secs(2);
+/// A box that may found its cell waits this long for a member before it does.
+const FOUND_AFTER: Duration = Duration::from_millis(700);
+/// Results of spawned work that may wait.
+const RESULTS: usize = 1024;
+
+/// What the task is made of.
+pub struct Part {
+    /// Options.
+    pub options: Options,
+    /// Events and console.
+    pub journal: Journal,
+    /// Documents.
+    pub store: Store,
+    /// Node key.
+    pub key: Arc<NodeKey>,
+    /// Runs pods.
+    pub runtime: Arc<dyn Runtime>,
+    /// For REST over streams and TLS.
+    pub context: rest::Context,
+    /// Where the fabric is published for REST.
+    pub site: watch::Sender<Option<Site>>,
+    /// Questions of REST handlers.
+    pub questions: mpsc::Receiver<Query>,
+    /// News from sticks.
+    pub arriving: mpsc::Receiver<News>,
+}
+
+impl Part {
+    /// Waits for a membership, then drives the cell for good.
+    pub async fn run(mut self, joined: Option<Joined>) -> Result<()> {
+        let joined = match joined {
+            Some(joined) => joined,
+            None => self.wait_for_membership().await?,
+        };
+        self.journal.set_node(joined.member.name.clone());
+        let roots = Arc::new(RwLock::new(joined.roots.clone()));
+        let ledger = Ledger::new(self.store.clone());
+        let persisted = ledger.load(&self.journal)?;
+        let (fabric, network) = self.start_fabric(&joined, &roots, &persisted)?;
+        let site = Site { name: joined.member.name.clone(), roots: joined.roots.clone(), fabric: fabric.clone() };
+        self.site.send_replace(Some(site));
+        self.serve_operators(&joined, &roots)?;
+        let (results, done) = mpsc::channel(RESULTS);
+        let start = Instant::now();
+        let credential = joined.document.membership.to_bytes();
+        let config = CellConfig {
+            me: joined.member.peer_id.clone(),
+            member: member_info(joined.member.clone(), credential),
+            seed: seed()?,
+            tuning: Tuning::default(),
+        };
+        let cell = Cell::new(config, persisted, Millis(0));
+        let driver = Driver { part: self, cell, ledger, fabric, roots, joined, start, results, waited: BTreeMap::new(), joined_after: None, announced: false };
+        driver.run(network, done).await
+    }
+
+    async fn wait_for_membership(&mut self) -> Result<Joined> {
+        loop {
+            tokio::select! {
+                news = self.arriving.recv() => return news.context("the stick task ended"),
+                // Dropping a question tells the asker that the box is not a member yet.
+                question = self.questions.recv() => drop(question),
+            }
+        }
+    }
+
+    fn start_fabric(
+        &self,
+        joined: &Joined,
+        roots: &SharedRoots,
+        persisted: &Persisted,
+    ) -> Result<(Fabric, mpsc::Receiver<FabricEvent>)> {
+        let admission = MembershipAdmission::new(Arc::clone(roots), joined.member.clone());
+        // Who redeemed which voucher is remembered over restarts: a copied stick stays out.
+        for (peer, member) in &persisted.members {
+            if let Err(refusal) = admission.judge(peer, &member.credential) {
+                tracing::warn!(%peer, %refusal, "a remembered member is not one any more");
+            }
+        }
+        let config = FabricConfig {
+            secret: self.key.secret_bytes(),
+            credential: joined.document.membership.to_bytes(),
+            admission: Arc::new(admission),
+            listen_port: self.options.port,
+            bootstrap: joined.document.peers.clone(),
+            mdns: true,
+        };
+        Fabric::start(config).context("failed to start the fabric")
+    }
+
+    fn serve_operators(&self, joined: &Joined, roots: &SharedRoots) -> Result<()> {
+        let config = server_config(&self.key, &joined.document.membership, Arc::clone(roots))
+            .context("failed to make the TLS configuration")?;
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let (context, port) = (self.context.clone(), self.options.rest_port);
+        tokio::spawn(async move {
+            match tokio::net::TcpListener::bind((std::net::Ipv6Addr::UNSPECIFIED, port)).await {
+                Ok(listener) => {
+                    if let Err(error) = rest::serve_tls(listener, acceptor, context).await {
+                        tracing::error!("the operators' interface ended: {error:#}");
+                    }
+                }
+                Err(error) => tracing::error!(port, %error, "failed to listen for operators"),
+            }
+        });
+        Ok(())
+    }
+}
+
+fn seed() -> Result<u64> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).context("failed to read randomness")?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+struct Driver {
+    part: Part,
+    cell: Cell,
+    ledger: Ledger,
+    fabric: Fabric,
+    roots: SharedRoots,
+    joined: Joined,
+    start: Instant,
+    results: mpsc::Sender<Event>,
+    /// Milliseconds from the accepted change to the call of the runtime, by pod.
+    waited: BTreeMap<String, u64>,
+    joined_after: Option<u64>,
+    announced: bool,
+}
+
+impl Driver {
+    async fn run(mut self, mut network: mpsc::Receiver<FabricEvent>, mut done: mpsc::Receiver<Event>) -> Result<()> {
+        let mut pods = self.part.runtime.events();
+        self.recover().await;
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut capacity = tokio::time::interval(CAPACITY);
+        let found = tokio::time::sleep(FOUND_AFTER);
+        tokio::pin!(found);
+        let mut may_found = self.joined.document.found;
+        loop {
+            tokio::select! {
+                _ = tick.tick() => self.step(Event::Tick),
+                _ = capacity.tick() => self.look_at_capacity(),
+                () = &mut found, if may_found => {
+                    may_found = false;
+                    self.announce_membership("founds its cell, as the join pack says");
+                }
+                event = network.recv() => self.network(event.context("the fabric ended")?),
+                result = done.recv() => match result.context("the results ended")? {
+                    Event::PodGone { pod_id } => self.pod_gone(pod_id),
+                    event => self.step(event),
+                },
+                event = pods.recv() => self.pod(event).await,
+                question = self.part.questions.recv() => self.answer(question.context("REST ended")?),
+                news = self.part.arriving.recv() => self.news(news.context("the stick task ended")?),
+            }
+        }
+    }
+
+    fn now(&self) -> Millis {
+        Millis(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// Feeds the core and carries out its commands, in order; what they cause at once is fed back.
+    fn step(&mut self, event: Event) {
+        let mut waiting = std::collections::VecDeque::from([event]);
+        while let Some(event) = waiting.pop_front() {
+            for command in self.cell.step(self.now(), event) {
+                waiting.extend(self.carry_out(command));
+            }
+        }
+    }
+
+    fn carry_out(&mut self, command: Command) -> Option<Event> {
+        match command {
+            Command::Send { to, bytes } => {
+                if let Err(error) = self.fabric.send(&to, bytes) {
+                    tracing::debug!(%to, %error, "a message was dropped");
+                }
+            }
+            Command::VerifyChange { envelope } => match self.verify_change(&envelope) {
+                Ok(change) => return Some(Event::Change { change, envelope }),
+                Err(error) => tracing::warn!(%error, "a change from a member was refused"),
+            },
+            Command::Start { pod_id, workload, ordinal, token, template, spec, accepted_at } => {
+                let pod = RecoveredPod { pod_id, workload, ordinal, token, template };
+                self.start_pod(pod, *spec, accepted_at);
+            }
+            Command::Stop { pod_id, grace_seconds } => self.stop_pod(pod_id, grace_seconds),
+            Command::Persist(record) => self.persist(&record),
+            Command::Emit { reason, object, message } => self.part.journal.emit(reason, &object, &message),
+            other => return self.membership_command(other),
+        }
+        None
+    }
+
+    fn membership_command(&mut self, command: Command) -> Option<Event> {
+        match command {
+            Command::VerifyMember { peer, credential } => {
+                let roots = self.roots.read().unwrap_or_else(PoisonError::into_inner);
+                match beemesh_joinpack_format::Membership::parse(&credential).and_then(|m| m.verify(&roots, &peer)) {
+                    Ok(member) => return Some(member_event(member, credential)),
+                    Err(refusal) => tracing::warn!(%peer, %refusal, "a member's credential was refused"),
+                }
+            }
+            Command::Quarantine { peer, voucher_id, first } => {
+                let message = format!(
+                    "{peer} used voucher {voucher_id}, which {first} had redeemed before: a stick was copied, {peer} stays out"
+                );
+                self.part.journal.announce("Quarantined", &format!("node/{peer}"), &message);
+                if let Err(error) = self.fabric.disconnect(&peer) {
+                    tracing::warn!(%peer, %error, "failed to disconnect");
+                }
+            }
+            _ => {}
+        }
+        None
+    }
+
+    fn persist(&self, record: &Record) {
+        if let Err(error) = self.ledger.keep(record) {
+            self.state_volume_failed(&error);
+        }
+    }
+
+    /// Going on would break the promise that a grant is durable; the supervisor starts the agent again.
+    fn state_volume_failed(&self, error: &StoreError) {
+        self.part.journal.announce("StateVolumeFailed", "node/self", &crate::words(error));
+        std::process::exit(1);
+    }
+
+    fn start_pod(&mut self, pod: RecoveredPod, spec: WorkloadSpec, accepted_at: Millis) {
+        if let Err(error) = self.ledger.remember_pod(&pod) {
+            self.state_volume_failed(&error);
+        }
+        let request = PodRequest {
+            pod_id: pod.pod_id.clone(),
+            namespace: spec.id.namespace.clone(),
+            workload: spec.id.name.clone(),
+            ordinal: pod.ordinal,
+            name: spec.id.pod_name(pod.ordinal),
+            spec: spec.pod,
+        };
+        self.waited.insert(pod.pod_id.clone(), self.now().since(accepted_at));
+        let (runtime, results, journal) =
+            (Arc::clone(&self.part.runtime), self.results.clone(), self.part.journal.clone());
+        tokio::spawn(async move {
+            let name = request.name.clone();
+            if let Err(error) = runtime.start(request).await {
+                journal.emit("PodFailed", &format!("pod/{name}"), &crate::words(&error));
+                let _ = results.send(Event::PodGone { pod_id: pod.pod_id }).await;
+            }
+        });
+    }
+
+    fn stop_pod(&self, pod_id: String, grace_seconds: u32) {
+        let (runtime, results) = (Arc::clone(&self.part.runtime), self.results.clone());
+        tokio::spawn(async move {
+            if let Err(error) = runtime.stop(&pod_id, Some(grace_seconds)).await {
+                tracing::warn!(%pod_id, error = crate::words(&error), "failed to stop a pod");
+            }
+            let _ = results.send(Event::PodGone { pod_id }).await;
+        });
+    }
+
+    /// Takes up the pods of an earlier run of the agent; what nobody remembers is stopped.
+    async fn recover(&mut self) {
+        let recovery = self.part.runtime.recover().await;
+        for error in &recovery.errors {
+            self.part.journal.emit("PodNotRecovered", "node/self", error);
+        }
+        let (pods, unknown) = self.ledger.recall(&recovery.restored);
+        for pod_id in unknown {
+            self.stop_pod(pod_id, 0);
+        }
+        self.step(Event::Recovered { pods });
+        self.look_at_all_pods().await;
+    }
+
+    async fn look_at_all_pods(&mut self) {
+        for status in self.part.runtime.pods().await {
+            self.pod_changed(status);
+        }
+    }
+
+    async fn pod(&mut self, event: Result<PodEvent, broadcast::error::RecvError>) {
+        match event {
+            Ok(PodEvent::Changed(status)) => self.pod_changed(*status),
+            Ok(PodEvent::Removed { pod_id }) => self.pod_gone(pod_id),
+            Err(broadcast::error::RecvError::Lagged(_)) => self.look_at_all_pods().await,
+            Err(broadcast::error::RecvError::Closed) => tracing::error!("the runtime sends no events any more"),
+        }
+    }
+
+    fn pod_changed(&mut self, status: PodStatus) {
+        let pod_id = status.request.pod_id.clone();
+        let waited = self.waited.get(&pod_id).copied();
+        let state = PodReport {
+            phase: status.state.phase,
+            ready: status.is_ready(),
+            ip: status.ip.map(|ip| ip.to_string()),
+            ports: status.ports,
+            start_ms: status.start_ms.zip(waited).map(|(start, waited)| start.saturating_add(waited)),
+            containers: status.state.containers,
+            reason: status.reason,
+        };
+        self.step(Event::Pod { pod_id, state });
+    }
+
+    fn pod_gone(&mut self, pod_id: String) {
+        self.ledger.forget_pod(&pod_id);
+        self.waited.remove(&pod_id);
+        self.step(Event::PodGone { pod_id });
+    }
+
+    fn network(&mut self, event: FabricEvent) {
+        match event {
+            FabricEvent::Listening { address } => tracing::info!(address, "listening"),
+            FabricEvent::Connected { peer, credential, address } => {
+                tracing::info!(%peer, address, "connected");
+                let verified = Command::VerifyMember { peer: peer.clone(), credential };
+                if let Some(event) = self.membership_command(verified) {
+                    self.step(event);
+                    self.step(Event::Connected { peer });
+                    self.announce_membership("has found the other members");
+                }
+            }
+            FabricEvent::Disconnected { peer } => self.step(Event::Disconnected { peer }),
+            FabricEvent::Message { from, bytes } => self.step(Event::Message { from, bytes }),
+            FabricEvent::Stream { from, stream } => {
+                tracing::debug!(%from, "stream");
+                tokio::spawn(rest::serve_connection(stream, Access::Member, self.part.context.clone()));
+            }
+            FabricEvent::Refused { peer, address, reason } => {
+                let who = peer.map_or_else(|| address.clone(), |peer| format!("{peer} at {address}"));
+                self.part.journal.emit("StrangerRefused", "fabric", &format!("{who}: {reason}"));
+            }
+        }
+    }
+
+    fn announce_membership(&mut self, how: &str) {
+        if self.announced {
+            return;
+        }
+        self.announced = true;
+        let started = std::fs::read_to_string(self.part.options.run_path(path::BOOT_STARTED)).ok();
+        let started: Option<u64> = started.and_then(|text| text.trim().parse().ok());
+        let after = started.map(|started| clock::boot_ms().saturating_sub(started));
+        self.joined_after = after;
+        let member = &self.joined.member;
+        let message = format!(
+            "joined fabric {} as {} ({}, assurance {}, after {} ms): it {how}",
+            member.fabric.short(),
+            member.name,
+            member.peer_id,
+            assurance(member.assurance),
+            after.map_or_else(|| "?".to_owned(), |after| after.to_string()),
+        );
+        self.part.journal.announce("Joined", &format!("node/{}", member.name), &message);
+    }
+
+    fn answer(&mut self, question: Query) {
+        match question {
+            Query::Nodes(reply) => drop(reply.send(self.cell.nodes())),
+            Query::Pods(reply) => drop(reply.send(self.cell.pods())),
+            Query::Change { envelope, reply } => {
+                let _ = reply.send(self.take_change(envelope));
+            }
+        }
+    }
+
+    fn take_change(&mut self, envelope: Vec<u8>) -> Result<(), Refused> {
+        let change =
+            self.verify_change(&envelope).map_err(|error| Refused::new(StatusCode::FORBIDDEN, error))?;
+        let checked = self.cell.check_change(&change, &envelope);
+        checked.map_err(|error| Refused::new(StatusCode::BAD_REQUEST, crate::words(&error)))?;
+        let known = self.cell.changes().map(|(known, _)| known).find(|known| known.workload == change.workload);
+        if known.is_some_and(|known| known.id > change.id) {
+            let error = format!("a newer change to `{}` is known: is this machine's clock behind?", change.workload);
+            return Err(Refused::new(StatusCode::CONFLICT, error));
+        }
+        if change.spec.is_none() && known.is_none_or(|known| known.spec.is_none()) {
+            let error = format!("there is no `{}`: see `bmctl pods`", change.workload);
+            return Err(Refused::new(StatusCode::NOT_FOUND, error));
+        }
+        self.step(Event::Change { change, envelope });
+        Ok(())
+    }
+
+    /// The change in an envelope that an operator of this fabric signed.
+    fn verify_change(&self, envelope: &[u8]) -> Result<Change, String> {
+        let roots = self.roots.read().unwrap_or_else(PoisonError::into_inner);
+        let envelope = Envelope::parse(envelope, limits::MANIFEST_LIMIT).map_err(|refusal| refusal.to_string())?;
+        let payload = envelope
+            .verify(CHANGE_PAYLOAD_TYPE, &roots.role(Role::Operator))
+            .map_err(|refusal| refusal.to_string())?;
+        let change: Change =
+            serde_json::from_slice(&payload).map_err(|error| format!("the change is malformed: {error}"))?;
+        if change.fabric != *roots.fabric_id() {
+            return Err(format!("the change is meant for fabric {}", change.fabric.short()));
+        }
+        Ok(change)
+    }
+
+    fn news(&mut self, news: News) {
+        *self.roots.write().unwrap_or_else(PoisonError::into_inner) = news.roots.clone();
+        for address in &news.document.peers {
+            if let Err(error) = self.fabric.dial(address) {
+                tracing::warn!(address, %error, "failed to dial");
+            }
+        }
+        let site = Site { name: news.member.name.clone(), roots: news.roots.clone(), fabric: self.fabric.clone() };
+        self.part.site.send_replace(Some(site));
+        self.joined = news;
+    }
+
+    /// Listing images may wait for an import, so it is done beside the loop.
+    fn look_at_capacity(&self) {
+        let addresses = network::own_addresses(&self.part.options.run_path(path::NETWORK_STATUS));
+        let (images, results) = (self.part.context.images.clone(), self.results.clone());
+        let (version, joined_after) = (identity::version(), self.joined_after);
+        tokio::task::spawn_blocking(move || {
+            let capacity = crate::capacity::look(images.list(), addresses, version, joined_after);
+            // A full queue means that a look is waiting already.
+            let _ = results.try_send(Event::Capacity(capacity));
+        });
+    }
+}
+
+fn member_event(member: Member, credential: Vec<u8>) -> Event {
+    Event::Member { peer: member.peer_id.clone(), member: member_info(member, credential) }
+}
+
+fn member_info(member: Member, credential: Vec<u8>) -> MemberInfo {
+    MemberInfo {
+        name: member.name,
+        assurance: match member.assurance {
+            Proven::Tpm => Assurance::Tpm,
+            Proven::Low => Assurance::Low,
+        },
+        voucher_id: member.voucher_id,
+        redeemed: u64::try_from(member.redeemed.0).unwrap_or(0),
+        credential,
+    }
+}
+
+fn assurance(proven: Proven) -> &'static str {
+    match proven {
+        Proven::Tpm => "tpm",
+        Proven::Low => "low",
+    }
+}

@@ -1,0 +1,57 @@
+//! Questions that others put to the driver, and where it publishes that the box is a member.
+
+use crate::rest::Refused;
+use beemesh_agent_api::view::{NodeView, PodView};
+use beemesh_agent_fabric::Fabric;
+use beemesh_ids::NodeName;
+use beemesh_joinpack_format::RootChain;
+use hyper::StatusCode;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// Questions that may wait; a further one is told to come back.
+pub const QUERIES: usize = 256;
+/// The driver answers within this time or the question is given up.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One question.
+#[derive(Debug)]
+pub enum Query {
+    /// The members.
+    Nodes(oneshot::Sender<Vec<NodeView>>),
+    /// The pods of the fabric.
+    Pods(oneshot::Sender<Vec<PodView>>),
+    /// Takes a signed change.
+    Change {
+        /// The DSSE envelope, JSON.
+        envelope: Vec<u8>,
+        /// Whether it was accepted.
+        reply: oneshot::Sender<Result<(), Refused>>,
+    },
+}
+
+/// The fabric of which this box is a member.
+#[derive(Clone)]
+pub struct Site {
+    /// This node.
+    pub name: NodeName,
+    /// The root chain.
+    pub roots: RootChain,
+    /// The network.
+    pub fabric: Fabric,
+}
+
+/// Puts a question and waits for the answer.
+pub async fn ask<T>(
+    queries: &mpsc::Sender<Query>,
+    question: impl FnOnce(oneshot::Sender<T>) -> Query,
+) -> Result<T, Refused> {
+    let (reply, answer) = oneshot::channel();
+    let busy = |why: &str| Refused::new(StatusCode::SERVICE_UNAVAILABLE, format!("the agent {why}: try again"));
+    queries.try_send(question(reply)).map_err(|_| busy("has too many questions waiting"))?;
+    match tokio::time::timeout(PATIENCE, answer).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(_)) => Err(busy("is not a member of a fabric yet or is stopping")),
+        Err(_) => Err(Refused::new(StatusCode::GATEWAY_TIMEOUT, "the agent does not answer in time")),
+    }
+}

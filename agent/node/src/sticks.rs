@@ -1,0 +1,181 @@
+//! Watches for sticks and takes what they bring. Runs for the agent's life, whether the box is a member or not.
+//!
+//! A stick is judged once for each time it is inserted. Whatever becomes of it is said on the console and written to
+//! the stick as a receipt; what the box runs is not touched by a bad stick.
+
+use crate::clock::{self, Floor};
+use crate::images::Images;
+use crate::join::{Applicant, DOCUMENT, Joined, plan};
+use crate::journal::Journal;
+use crate::start::Options;
+use crate::stick::{self, StickError};
+use crate::store::Store;
+use crate::{identity, network};
+use beemesh_ids::Digest;
+use beemesh_init_api::{StickStatus, path};
+use beemesh_joinpack_format::{Outcome, Receipt};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// How often init's stick status is read. It is a small file in RAM.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// What the member task learns: this is the membership from now on.
+pub type News = Joined;
+
+/// The task's parts.
+pub struct Sticks {
+    /// Options.
+    pub options: Options,
+    /// Events and console.
+    pub journal: Journal,
+    /// Documents.
+    pub store: Store,
+    /// Node key.
+    pub key: Arc<identity::NodeKey>,
+    /// Takes images.
+    pub images: Images,
+    /// Membership as it stands.
+    pub joined: Option<Joined>,
+    /// Time floor.
+    pub floor: Floor,
+    /// Where news go.
+    pub news: mpsc::Sender<News>,
+}
+
+/// What was taken from a stick.
+struct Taken {
+    joined: Joined,
+    images: Vec<(String, Digest)>,
+    staging: PathBuf,
+    first: bool,
+}
+
+impl Sticks {
+    /// Watches until the member task is gone.
+    pub async fn run(mut self) {
+        let status = self.options.run_path(path::STICK_STATUS);
+        let mut seen = 0;
+        let mut hinted = false;
+        loop {
+            let now: Option<StickStatus> =
+                std::fs::read(&status).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            match now {
+                Some(StickStatus { generation, device: Some(device) }) if generation != seen => {
+                    seen = generation;
+                    self.inserted(&device).await;
+                }
+                Some(StickStatus { generation, device: None }) => seen = generation,
+                _ => {}
+            }
+            if self.joined.is_none() && !hinted && seen == 0 && clock::boot_ms() > 5_000 {
+                hinted = true;
+                self.journal.console("this box is not a member of a fabric yet: insert a join stick");
+            }
+            if self.news.is_closed() {
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn inserted(&mut self, device: &str) {
+        self.journal.announce("StickInserted", "pack", &format!("reading the join stick {device}"));
+        let mount = self.options.run_path(path::STICK);
+        let taken = {
+            // Reading a slow stick must not hold up the agent's other tasks.
+            let this = &*self;
+            tokio::task::block_in_place(|| this.take(&mount))
+        };
+        let (serial, outcome) = match &taken {
+            Ok(taken) => (Some(taken.joined.document.serial.clone()), Outcome::Applied),
+            Err(error) => {
+                let (code, message) = (error.code().to_owned(), crate::words(error));
+                (None, Outcome::Refused { code, message })
+            }
+        };
+        match taken {
+            Ok(taken) => self.accept(taken).await,
+            Err(error) => self.refuse(&error),
+        }
+        let receipt = self.receipt(serial, outcome);
+        let secret = self.key.secret_key();
+        if let Err(error) = tokio::task::block_in_place(|| stick::write_receipt(&mount, &receipt, Some(&secret))) {
+            self.journal.announce("ReceiptFailed", "pack", &format!("no receipt was written to the stick: {error}"));
+        }
+    }
+
+    /// Verifies the pack, stages its images, commits the membership. Before the commit nothing has changed.
+    fn take(&self, mount: &std::path::Path) -> Result<Taken, StickError> {
+        let joined = self.joined.as_ref();
+        let trusted = joined.map(|joined| &joined.roots);
+        let last = joined.map(|joined| joined.document.serial.as_str());
+        let pack = stick::read_pack(mount)?.verify(trusted, self.floor.0, last)?;
+        pack.check_listing(stick::list_blobs(mount)?)?;
+        let macs = network::own_macs("/sys/class/net".as_ref());
+        let peer = self.key.peer_id();
+        let applicant = Applicant {
+            peer: &peer,
+            assurance: self.key.assurance(),
+            macs: &macs,
+            floor: self.floor,
+            system: clock::system_now(),
+            joined,
+            spent: &[],
+        };
+        let plan = plan(&pack, &applicant)?;
+        let wanted = plan.images.into_iter();
+        let images: Vec<_> = wanted.filter(|(name, digest)| !self.images.has_archive(name, digest)).collect();
+        let staging = self.store.path("staging");
+        let blobs: Vec<_> = images.iter().map(|(_, digest)| *digest).collect();
+        stick::stage_blobs(mount, &pack, &blobs, &staging)?;
+        let joined = Joined::check(plan.document, &peer)?;
+        self.store.save(DOCUMENT, &joined.document).map_err(|error| StickError::Keep {
+            path: self.store.path(DOCUMENT),
+            source: std::io::Error::other(error),
+        })?;
+        Ok(Taken { joined, images, staging, first: !plan.already_member })
+    }
+
+    async fn accept(&mut self, taken: Taken) {
+        let Taken { joined, images, staging, first } = taken;
+        let document = &joined.document;
+        self.floor.raise(document.floor);
+        if let Err(error) = network::write_config(&self.options.run_path(path::NETWORK), &document.network) {
+            self.journal.announce("NetworkFailed", "pack", &format!("the network settings were not taken: {error}"));
+        }
+        let fabric = joined.member.fabric.short();
+        let message = match first {
+            true => format!("the join stick is good: this box is {} in fabric {fabric}", joined.member.name),
+            false => format!("the join stick is good: its news for fabric {fabric} were taken"),
+        };
+        self.journal.announce("PackApplied", "pack", &message);
+        self.joined = Some(joined.clone());
+        if self.news.send(joined).await.is_err() {
+            return;
+        }
+        let store = self.images.clone();
+        tokio::task::spawn_blocking(move || store.import_staged(&staging, &images));
+    }
+
+    fn refuse(&self, error: &StickError) {
+        let message = format!("the join stick was refused ({}): {}", error.code(), crate::words(error));
+        self.journal.announce("PackRefused", "pack", &message);
+    }
+
+    fn receipt(&self, serial: Option<String>, outcome: Outcome) -> Receipt {
+        let member = self.joined.as_ref().map(|joined| &joined.member);
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Receipt {
+            node: member.map(|member| member.name.clone()),
+            peer_id: Some(self.key.peer_id()),
+            fabric: member.map(|member| member.fabric.clone()),
+            serial,
+            boot_id: boot_id.trim().to_owned(),
+            at: clock::system_now().max(self.floor.0),
+            outcome,
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! The demo: from stick to fabric to nginx to healing, on virtual machines, with a report.
+//!
+//! Every figure in `target/demo/report.json` was measured in the run that wrote it.
+
+use anyhow::{Context, Result, bail};
+use beemesh_ci_e2e::binaries::expect_success;
+use beemesh_ci_e2e::site::{Serving, prefix};
+use beemesh_ci_e2e::{Binaries, Site, SiteOptions, nginx};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// Replicas that the demo deploys.
+const REPLICAS: usize = 3;
+
+#[derive(Parser)]
+#[command(about = "Boots a fabric from sticks, deploys nginx, kills a machine, watches it heal")]
+struct Cli {
+    /// Machines to boot
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=9))]
+    nodes: u8,
+    /// Leave the fabric running until Ctrl-C and print the bmctl line to use
+    #[arg(long)]
+    keep: bool,
+}
+
+/// What happened and when, for the table at the end.
+struct Story {
+    start: Instant,
+    rows: Vec<(f64, String)>,
+    progress: ProgressBar,
+}
+
+impl Story {
+    fn new(steps: u64) -> Self {
+        let progress = ProgressBar::new(steps);
+        let style = ProgressStyle::with_template("{spinner} [{pos}/{len}] {elapsed_precise} {msg}");
+        progress.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        progress.enable_steady_tick(Duration::from_millis(200));
+        Self { start: Instant::now(), rows: Vec::new(), progress }
+    }
+
+    fn doing(&self, what: &str) {
+        self.progress.set_message(what.to_owned());
+        if self.progress.is_hidden() {
+            eprintln!("[{:>6.1} s] {what} …", self.start.elapsed().as_secs_f64());
+        }
+    }
+
+    fn done(&mut self, what: String) {
+        let at = self.start.elapsed().as_secs_f64();
+        self.progress.inc(1);
+        self.progress.suspend(|| eprintln!("[{at:>6.1} s] {what}"));
+        self.rows.push((at, what));
+    }
+}
+
+fn main() -> ExitCode {
+    match demo(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("demo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn demo(cli: &Cli) -> Result<()> {
+    let binaries = Binaries::find()?;
+    let folder = binaries.target.join("demo");
+    let mut story = Story::new(u64::from(cli.nodes) + 6);
+
+    story.doing("making an nginx image from Debian's packages");
+    let archive = nginx::archive(&binaries.target)?;
+    story.done(format!("nginx image: {} KiB", std::fs::metadata(&archive)?.len() / 1024));
+
+    story.doing("making keys and a join pack");
+    let images = vec![(nginx::IMAGE.to_owned(), archive)];
+    let mut site = Site::create(&folder, SiteOptions { nodes: cli.nodes, images, create: Vec::new() })?;
+    story.done("fabric and join pack made, offline".into());
+
+    for number in 1..=cli.nodes {
+        story.doing(&format!("booting node-{number} from its stick"));
+        site.start(number)?;
+        let node = site.nodes.last().context("no machine")?;
+        let line = node.machine.wait_for("joined fabric", Duration::from_secs(120))?;
+        story.done(format!("node-{number}: {}", line.text.trim()));
+    }
+    let nodes = site.wait_members(0, usize::from(cli.nodes), Duration::from_secs(60))?;
+    wait_for_images(&site)?;
+    story.done(format!("{} members know each other, the image is on each", cli.nodes));
+
+    story.doing("deploying nginx");
+    let manifest = folder.join("web.yaml");
+    std::fs::write(&manifest, nginx::deployment(REPLICAS as u32, 0))?;
+    let applied = site.ctl(0)?.run(&["apply", "-f", &manifest.display().to_string()])?;
+    expect_success("bmctl apply", &applied)?;
+    let before = site.wait_serving(0, REPLICAS, Duration::from_secs(60))?;
+    story.done(format!("three replicas serve: {}", places(&before)));
+
+    // The last machine dies; the operator's bmctl stays with the first.
+    let victim = site.nodes.last_mut().context("no machine")?;
+    let killed = victim.name.clone();
+    victim.machine.kill()?;
+    let dead = Instant::now();
+    story.doing(&format!("{killed} is dead, waiting for three replicas"));
+    let after = wait_healed(&site, &killed)?;
+    let ready_again_ms = dead.elapsed().as_millis();
+    story.done(format!("healed in {ready_again_ms} ms: {}", places(&after)));
+
+    let report = report(&site, &nodes, &before, &after, &killed, ready_again_ms)?;
+    let path = folder.join("report.json");
+    std::fs::write(&path, serde_json::to_vec_pretty(&report)?)?;
+    story.done(format!("report: {}", path.display()));
+    story.progress.finish_and_clear();
+
+    println!("\n   when  what");
+    for (at, what) in &story.rows {
+        println!("{at:>6.1}s  {what}");
+    }
+    judge(&report)?;
+    if cli.keep {
+        println!("\nThe fabric is running. In another terminal:\n\n  {} nodes\n\nCtrl-C ends it.", site.ctl(0)?.line());
+        loop {
+            std::thread::sleep(Duration::from_secs(3600));
+        }
+    }
+    Ok(())
+}
+
+fn wait_for_images(site: &Site) -> Result<()> {
+    for node in &site.nodes {
+        node.machine.wait_for(format!("image {} is ready", nginx::IMAGE).as_str(), Duration::from_secs(90))?;
+    }
+    Ok(())
+}
+
+fn wait_healed(site: &Site, killed: &str) -> Result<Vec<Serving>> {
+    beemesh_ci_e2e::site::wait_until(Duration::from_secs(90), "three replicas without the dead machine", || {
+        let serving = site.wait_serving(0, REPLICAS, Duration::ZERO)?;
+        Ok(if serving.iter().all(|replica| replica.node != killed) { Ok(serving) } else { Err(places(&serving)) })
+    })
+}
+
+fn places(serving: &[Serving]) -> String {
+    let mut places: Vec<String> = serving.iter().map(|r| format!("{} on {}:{}", r.pod, r.node, r.port)).collect();
+    places.sort();
+    places.join(", ")
+}
+
+fn report(
+    site: &Site,
+    nodes: &[Value],
+    before: &[Serving],
+    after: &[Serving],
+    killed: &str,
+    ready_again_ms: u128,
+) -> Result<Value> {
+    let release = site.binaries.release()?;
+    let members: Vec<Value> = nodes
+        .iter()
+        .map(|node| {
+            json!({
+                "name": node["name"],
+                "peer_id": node["peer_id"],
+                "assurance": node["assurance"],
+                "pid1_to_joined_ms": node["joined_after_ms"],
+            })
+        })
+        .collect();
+    let start_ms: Vec<Value> = before.iter().chain(after).map(|replica| json!(replica.start_ms)).collect();
+    Ok(json!({
+        "release": release,
+        "nodes": members,
+        "workload": {
+            "replicas": REPLICAS,
+            "ready": after.len(),
+            "nodes": after.iter().map(|replica| replica.node.clone()).collect::<Vec<_>>(),
+        },
+        "start_ms": start_ms,
+        "heal": { "killed": killed, "ready_again_ms": ready_again_ms },
+        "frames_outside": site.switch.frames_outside(prefix()),
+        "frames": { "outsiders": format!("{:?}", site.switch.outsiders(prefix())) },
+    }))
+}
+
+/// The bounds that the product promises; the report is written before they are judged.
+fn judge(report: &Value) -> Result<()> {
+    let mut broken = Vec::new();
+    if report["frames_outside"] != 0 {
+        broken.push(format!("frames left the site: {}", report["frames"]["outsiders"]));
+    }
+    let heal = report["heal"]["ready_again_ms"].as_u64().unwrap_or(u64::MAX);
+    if heal > 30_000 {
+        broken.push(format!("healing took {heal} ms, promised are 30000"));
+    }
+    let uki = report["release"]["artefacts"].as_array().into_iter().flatten();
+    let uki = uki.filter(|a| a["name"].as_str().is_some_and(|name| name.ends_with(".efi")));
+    for artefact in uki {
+        let size = artefact["size"].as_u64().unwrap_or(u64::MAX);
+        if size > 80_000_000 {
+            broken.push(format!("the UKI has {size} bytes, promised are 80000000"));
+        }
+    }
+    for (what, limit) in [("pid1_to_joined_ms", 5_000)] {
+        for node in report["nodes"].as_array().into_iter().flatten() {
+            let value = node[what].as_u64().unwrap_or(u64::MAX);
+            if value > limit {
+                broken.push(format!("{}: {what} is {value}, promised are {limit}", node["name"]));
+            }
+        }
+    }
+    for value in report["start_ms"].as_array().into_iter().flatten() {
+        if value.as_u64().unwrap_or(u64::MAX) > 500 {
+            broken.push(format!("a start took {value} ms, promised are 500"));
+        }
+    }
+    if !broken.is_empty() {
+        bail!("the fabric works, but promises were not kept:\n  {}", broken.join("\n  "));
+    }
+    Ok(())
+}
