@@ -9,7 +9,7 @@ use std::{fs, path::Path};
 fn main() {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("../vectors");
     let _ = fs::remove_dir_all(&top);
-    for case in generator::cases() {
+    for case in generator::cases::cases() {
         for (path, content) in case.files {
             let path = top.join(case.name).join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();

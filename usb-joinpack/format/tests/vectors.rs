@@ -104,7 +104,7 @@ fn every_vector_is_judged_as_it_says() {
 
 #[test]
 fn generator_makes_the_files_that_are_there() {
-    let made: BTreeMap<String, Vec<u8>> = generator::cases()
+    let made: BTreeMap<String, Vec<u8>> = generator::cases::cases()
         .into_iter()
         .flat_map(|case| {
             case.files
