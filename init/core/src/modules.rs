@@ -27,7 +27,8 @@ struct Module {
 /// The three index files, ready to be asked.
 pub struct ModuleIndex {
     modules: BTreeMap<String, Module>,
-    /// By what stands before the first `:` (the bus), or the whole pattern where there is none.
+    /// By what stands before the first `:` (the bus), or the whole pattern where there is none; below the empty
+    /// string those whose bus is itself a pattern (`acpi*:PNP0C0C:*`).
     aliases: BTreeMap<String, Vec<(String, String)>>,
     before: BTreeMap<String, Vec<String>>,
 }
@@ -68,7 +69,11 @@ impl ModuleIndex {
             let mut words = line.split_whitespace();
             if let (Some("alias"), Some(pattern), Some(module)) = (words.next(), words.next(), words.next()) {
                 let entry = (pattern.to_owned(), name_of(module));
-                aliases.entry(bus_of(pattern).to_owned()).or_default().push(entry);
+                let bus = Some(bus_of(pattern)).filter(|bus| !bus.contains(['*', '?', '[']));
+                aliases
+                    .entry(bus.unwrap_or_default().to_owned())
+                    .or_default()
+                    .push(entry);
             }
         }
         let mut before = BTreeMap::new();
@@ -110,8 +115,10 @@ impl ModuleIndex {
             return vec![name];
         }
         let mut names: Vec<String> = Vec::new();
-        // Patterns such as `*` or `of*` would hide in another bucket: kernels have none.
-        for (pattern, module) in self.aliases.get(bus_of(request)).into_iter().flatten() {
+        let candidates = [bus_of(request), ""]
+            .into_iter()
+            .filter_map(|bus| self.aliases.get(bus));
+        for (pattern, module) in candidates.flatten() {
             if !names.contains(module) && matches(pattern.as_bytes(), request.as_bytes()) {
                 names.push(module.clone());
             }
@@ -258,7 +265,8 @@ mod tests {
         kernel/a-b.ko: kernel/c.ko\nkernel/c.ko: kernel/a-b.ko\nkernel/lib/crc.ko:\n";
     const ALIAS: &str = "# Aliases\nalias virtio:d00000001v* virtio_net\nalias fs-vfat vfat\n\
         alias pci:v00008086d000010D3sv*sd*bc*sc*i* a-b\nalias crypto-crc crc\n\
-        alias input:b*v*p*e*-e*1,*k*7[3-4],*r* vfat\n";
+        alias input:b*v*p*e*-e*1,*k*7[3-4],*r* vfat\n\
+        alias acpi*:LNXPWRBN:* crc\n";
     const SOFT: &str = "softdep vfat pre: crypto-crc nothing post: c\n";
 
     fn index() -> ModuleIndex {
@@ -304,6 +312,11 @@ mod tests {
     fn bracket_expressions_match_ranges() {
         assert_eq!(index().plan_load("input:b0019v0p1e0-e0,1,k74,r").len(), 3);
         assert!(index().plan_load("input:b0019v0p1e0-e0,1,k75,r").is_empty());
+    }
+
+    #[test]
+    fn pattern_in_place_of_the_bus_is_found() {
+        assert_eq!(index().plan_load("acpi:LNXPWRBN:"), ["kernel/lib/crc.ko"]);
     }
 
     #[test]

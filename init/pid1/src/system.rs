@@ -12,6 +12,7 @@ use beemesh_init_core::mounts::{
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
 use crate::SELF;
 use crate::chain::{Attempt, StepError};
@@ -69,11 +70,50 @@ pub fn prepare(started_ms: u64) -> Result<(), StepError> {
             other => other.attempt("link", link)?,
         }
     }
+    make_static_nodes();
     let _ = nix::unistd::sethostname("beemesh");
     let _ = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1);
     // Ctrl-Alt-Del becomes a signal, and the way down is orderly.
     let _ = nix::sys::reboot::set_cad_enabled(false);
     write_atomically(path::BOOT_STARTED, &started_ms.to_string())
+}
+
+/// Device nodes of drivers that are loaded when someone opens them (device-mapper, loop, tun): `modules.devname`, as
+/// depmod(8) writes it (`module name c10:236`). What is there already, or malformed, is passed over.
+fn make_static_nodes() {
+    let Ok(kernel) = nix::sys::utsname::uname() else {
+        return;
+    };
+    let index = Path::new("/lib/modules")
+        .join(kernel.release())
+        .join("modules.devname");
+    for line in fs::read_to_string(index).unwrap_or_default().lines() {
+        let mut words = line.split_whitespace().skip(1);
+        let (Some(name), Some(number)) = (words.next(), words.next()) else {
+            continue;
+        };
+        let kind = if number.starts_with('c') {
+            SFlag::S_IFCHR
+        } else {
+            SFlag::S_IFBLK
+        };
+        let Some((major, minor)) = number.get(1..).and_then(|n| n.split_once(':')) else {
+            continue;
+        };
+        let (Ok(major), Ok(minor)) = (major.parse(), minor.parse()) else {
+            continue;
+        };
+        let node = Path::new("/dev").join(name);
+        if let Some(directory) = node.parent() {
+            let _ = make_directory(directory);
+        }
+        let _ = mknod(
+            &node,
+            kind,
+            Mode::from_bits_truncate(0o600),
+            makedev(major, minor),
+        );
+    }
 }
 
 /// Writes a whole file or nothing: a temporary file, then a rename.
