@@ -5,7 +5,7 @@
 
 use crate::desired::{ChangeRefused, Desired};
 use crate::grants::{Grants, Judged};
-use crate::holdings::Holding;
+use crate::holdings::{Holding, Round};
 use crate::membership::{Liveness, Membership, SwimEffect};
 use crate::model::{Capacity, CellConfig, Command, Event, Key, MemberInfo, Millis, Persisted, Record};
 use crate::placement::{Failures, Placer, Reservations};
@@ -57,6 +57,7 @@ pub struct Cell {
     pub(crate) desired: Desired,
     pub(crate) grants: Grants,
     pub(crate) holdings: BTreeMap<Key, Holding>,
+    pub(crate) round: Round,
     pub(crate) placer: Placer,
     pub(crate) reservations: Reservations,
     pub(crate) failures: Failures,
@@ -88,6 +89,10 @@ impl Cell {
             // What this version no longer takes was written by another one: it comes again from the others or not.
             let _ = desired.apply(change, envelope, now);
         }
+        let lease_ms = config
+            .tuning
+            .fence_ms
+            .saturating_add(config.tuning.fence_margin_ms);
         let mut status = StatusClock::default();
         status.touch();
         let out = vec![
@@ -107,8 +112,9 @@ impl Cell {
             capacity: Capacity::default(),
             recovered: false,
             desired,
-            grants: Grants::new(persisted.grants, now),
+            grants: Grants::new(persisted.grants, now, now.after(lease_ms)),
             holdings: BTreeMap::new(),
+            round: Round::default(),
             placer: Placer::default(),
             reservations: Reservations::default(),
             failures: Failures::default(),
@@ -492,37 +498,22 @@ impl Cell {
                 key,
                 token,
                 roster,
+                third,
                 verdict,
-            } => self.on_verdict(from, key, token, roster, verdict),
-            Message::Renew {
-                key,
-                token,
-                round,
-                ghosts,
-                leased,
             } => {
-                if let Some((record, ghosts)) =
-                    self.grants.renew(self.now, &key, &from, token, &ghosts, leased)
-                {
-                    self.out
-                        .extend(record.map(|record| Command::Persist(Record::Grant(record))));
-                    self.send(
-                        &from,
-                        Message::Renewed {
-                            key,
-                            token,
-                            round,
-                            ghosts,
-                        },
-                    );
-                }
+                self.on_verdict(
+                    from,
+                    Claim {
+                        key,
+                        token,
+                        roster,
+                        third,
+                    },
+                    verdict,
+                );
             }
-            Message::Renewed {
-                key,
-                token,
-                round,
-                ghosts,
-            } => self.on_renewed(from, &key, token, round, ghosts),
+            Message::Renew { round, items } => self.on_renew(&from, round, items),
+            Message::Renewed { round, items } => self.on_renewed(&from, round, items),
             Message::Release { key, token } => {
                 if let Some(record) = self.grants.release(&key, &from, token) {
                     self.out.push(Command::Persist(Record::Grant(record)));
@@ -597,9 +588,14 @@ impl Cell {
             if !self.arbiters(&pod.key).contains(&self.config.me) {
                 continue;
             }
+            let tuning = &self.config.tuning;
+            let until = self
+                .now
+                .after(tuning.fence_ms.saturating_add(tuning.fence_margin_ms));
+            let until = pod.leased.then_some(until);
             let adopted = self
                 .grants
-                .adopt(self.now, &pod.key, from, pod.token, &pod.ghosts, pod.leased);
+                .adopt(self.now, &pod.key, from, pod.token, &pod.ghosts, until);
             self.out
                 .extend(adopted.map(|record| Command::Persist(Record::Grant(record))));
             if pod.stage == Stage::Running {
@@ -731,7 +727,8 @@ impl Cell {
 
     fn on_claim(&mut self, from: &PeerId, claim: Claim) {
         let me = &self.config.me;
-        let same_roster = claim.roster == self.roster.digest() && self.arbiters(&claim.key).contains(me);
+        let asked = claim.third || self.arbiters(&claim.key).contains(me);
+        let same_roster = claim.roster == self.roster.digest() && asked;
         let running = self.copies(&claim.key).into_iter();
         let running = running.filter(|(peer, pod)| peer != from && pod.stage != Stage::Claiming);
         let judged = Judged {
@@ -739,11 +736,14 @@ impl Cell {
             same_roster,
             settled: self.recovered && self.is_everyone_heard(),
             running: running.map(|(peer, _)| peer).next(),
-            fenced_after_ms: self
-                .config
-                .tuning
-                .fence_ms
-                .saturating_add(self.config.tuning.fence_margin_ms),
+            leased_until: (claim.third && self.leases_needed()).then(|| {
+                self.now.after(
+                    self.config
+                        .tuning
+                        .fence_ms
+                        .saturating_add(self.config.tuning.fence_margin_ms),
+                )
+            }),
         };
         let (started, tuning) = (self.started, &self.config.tuning);
         let (roster, membership, now) = (&self.roster, &self.membership, self.now);
@@ -765,13 +765,19 @@ impl Cell {
                     .extend(record.map(|record| Command::Persist(Record::Grant(record))));
                 ghosts
             });
-        let (key, token, roster) = (claim.key, claim.token, claim.roster);
+        let Claim {
+            key,
+            token,
+            roster,
+            third,
+        } = claim;
         self.send(
             from,
             Message::Verdict {
                 key,
                 token,
                 roster,
+                third,
                 verdict,
             },
         );

@@ -4,19 +4,18 @@
 //! while the first is alive as far as this arbiter knows.
 
 use crate::model::{GrantRecord, Key, Millis};
-use crate::wire::{Claim, Refusal};
+use crate::wire::{Claim, Refusal, Renewal};
 use beemesh_ids::PeerId;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Most ordinals that an arbiter keeps.
 pub const MAX_GRANTS: usize = 65_536;
-/// Copies beyond the holder's own that may run unseen; a holder after so many fences itself.
-pub const MAX_GHOSTS: usize = 2;
 
 struct Kept {
     record: GrantRecord,
     granted_at: Millis,
-    renewed_at: Millis,
+    /// A leased holder may run until then, seen or not.
+    leased_until: Millis,
 }
 
 #[derive(Default)]
@@ -34,12 +33,13 @@ pub(crate) struct Judged<'a> {
     pub(crate) settled: bool,
     /// Someone else alive that is seen running it.
     pub(crate) running: Option<PeerId>,
-    /// Milliseconds without a renewal after which a leased holder has fenced itself.
-    pub(crate) fenced_after_ms: u64,
+    /// The claimant will fence itself: until then this vote is bound.
+    pub(crate) leased_until: Option<Millis>,
 }
 
 impl Grants {
-    pub(crate) fn new(records: Vec<GrantRecord>, now: Millis) -> Self {
+    /// `leased_until`: when the last lease that was renewed before the start has run out.
+    pub(crate) fn new(records: Vec<GrantRecord>, now: Millis, leased_until: Millis) -> Self {
         let kept = records.into_iter().map(|record| {
             let key = (record.workload.clone(), record.ordinal);
             (
@@ -47,7 +47,7 @@ impl Grants {
                 Kept {
                     record,
                     granted_at: now,
-                    renewed_at: now,
+                    leased_until,
                 },
             )
         });
@@ -61,7 +61,7 @@ impl Grants {
     pub(crate) fn bounded(full: usize) -> Self {
         Self {
             full,
-            ..Self::new(Vec::new(), Millis(0))
+            ..Self::new(Vec::new(), Millis(0), Millis(0))
         }
     }
 
@@ -82,31 +82,26 @@ impl Grants {
         }
         let from = judged.from;
         let mut ghosts = BTreeSet::new();
-        let mut leased = false;
+        let mut repeated = false;
         if let Some(Kept {
-            record, renewed_at, ..
+            record, leased_until, ..
         }) = self.kept.get(&claim.key)
         {
             ghosts.clone_from(&record.ghosts);
             match &record.holder {
-                Some(holder) if holder == from => {
-                    if claim.token == record.token {
-                        return Ok((None, ghosts));
-                    }
-                    leased = record.leased;
-                }
+                Some(holder) if holder == from => repeated = claim.token == record.token,
                 Some(holder) if may_be_alive(holder) => {
                     return Err(Refusal::Held {
                         holder: holder.clone(),
                     });
                 }
-                Some(holder) if record.leased => {
-                    if now.since(*renewed_at) < judged.fenced_after_ms {
-                        return Err(Refusal::Held {
-                            holder: holder.clone(),
-                        });
-                    }
+                Some(holder) if now < *leased_until => {
+                    return Err(Refusal::Held {
+                        holder: holder.clone(),
+                    });
                 }
+                // Its lease ran out: it has stopped by itself.
+                Some(_) if record.leased => {}
                 Some(holder) => {
                     ghosts.insert(holder.clone());
                 }
@@ -122,6 +117,7 @@ impl Grants {
             });
         }
         if let Some(kept) = self.kept.get(&claim.key)
+            && !repeated
             && claim.token <= kept.record.token
         {
             return Err(Refusal::Stale {
@@ -130,18 +126,24 @@ impl Grants {
         }
         ghosts.remove(from);
         let (workload, ordinal) = claim.key.clone();
+        let leased = judged.leased_until.is_some();
+        let (holder, token) = (Some(from.clone()), claim.token);
         let record = GrantRecord {
             workload,
             ordinal,
-            token: claim.token,
-            holder: Some(from.clone()),
-            leased: leased || ghosts.len() >= MAX_GHOSTS,
+            token,
+            holder,
             ghosts: ghosts.clone(),
+            leased,
         };
-        if !self.keep(now, record.clone()) {
+        let known = self
+            .kept
+            .get(&claim.key)
+            .is_some_and(|kept| kept.record == record);
+        if !self.keep(now, record.clone(), judged.leased_until.unwrap_or_default()) {
             return Err(Refusal::Full);
         }
-        Ok((Some(record), ghosts))
+        Ok(((!known).then_some(record), ghosts))
     }
 
     /// Learns from a holder's own word that it holds an ordinal: after a change of the roster, or of the arbiter's disk.
@@ -152,7 +154,7 @@ impl Grants {
         from: &PeerId,
         token: u64,
         ghosts: &BTreeSet<PeerId>,
-        leased: bool,
+        leased_until: Option<Millis>,
     ) -> Option<GrantRecord> {
         let mut ghosts = ghosts.clone();
         if let Some(Kept { record, .. }) = self.kept.get(key) {
@@ -174,31 +176,40 @@ impl Grants {
             ordinal: key.1,
             token,
             holder: Some(from.clone()),
-            leased: leased || ghosts.len() >= MAX_GHOSTS,
+            leased: leased_until.is_some(),
             ghosts,
         };
-        self.keep(now, record.clone()).then_some(record)
+        self.keep(now, record.clone(), leased_until.unwrap_or_default())
+            .then_some(record)
     }
 
     /// Takes a renewal. `Some`: it counts, with the record to make durable where it differs and the ghosts to tell.
+    /// A vote that was bound by a lease stays bound for as long, also where the holder asks to be free.
     pub(crate) fn renew(
         &mut self,
         now: Millis,
-        key: &Key,
+        renewal: &Renewal,
         from: &PeerId,
-        token: u64,
-        ghosts: &BTreeSet<PeerId>,
-        leased: bool,
+        leased_until: Millis,
     ) -> Option<(Option<GrantRecord>, BTreeSet<PeerId>)> {
-        let adopted = self.adopt(now, key, from, token, ghosts, leased);
+        let Renewal {
+            key,
+            token,
+            ghosts,
+            leased,
+        } = renewal;
+        let leased_until = leased.then_some(leased_until);
+        let adopted = self.adopt(now, key, from, *token, ghosts, leased_until);
         let kept = self.kept.get_mut(key)?;
-        if kept.record.token != token || kept.record.holder.as_ref() != Some(from) {
+        if kept.record.token != *token || kept.record.holder.as_ref() != Some(from) {
             return None;
         }
-        kept.renewed_at = now;
         let before = kept.record.clone();
-        kept.record.ghosts.extend(ghosts.iter().cloned());
-        kept.record.leased = leased || kept.record.ghosts.len() >= MAX_GHOSTS;
+        kept.record
+            .ghosts
+            .extend(ghosts.iter().filter(|ghost| *ghost != from).cloned());
+        kept.record.leased = *leased || before.leased && !kept.record.ghosts.is_empty();
+        kept.leased_until = kept.leased_until.max(leased_until.unwrap_or_default());
         let differs = adopted.is_some() || kept.record != before;
         Some((differs.then(|| kept.record.clone()), kept.record.ghosts.clone()))
     }
@@ -211,6 +222,7 @@ impl Grants {
         }
         kept.record.holder = None;
         kept.record.leased = false;
+        kept.leased_until = Millis(0);
         Some(kept.record.clone())
     }
 
@@ -251,13 +263,14 @@ impl Grants {
             if denied && kept.granted_at <= granted_before {
                 kept.record.holder = None;
                 kept.record.leased = false;
+                kept.leased_until = Millis(0);
                 changed.push(kept.record.clone());
             }
         }
         changed
     }
 
-    fn keep(&mut self, now: Millis, record: GrantRecord) -> bool {
+    fn keep(&mut self, now: Millis, record: GrantRecord, leased_until: Millis) -> bool {
         let key = (record.workload.clone(), record.ordinal);
         if self.kept.len() >= self.full && !self.kept.contains_key(&key) {
             // What nobody holds and nobody haunts protects nothing.
@@ -267,12 +280,17 @@ impl Grants {
                 return false;
             }
         }
+        // A vote stays bound by a lease, also of an earlier holder.
+        let leased_until = self
+            .kept
+            .get(&key)
+            .map_or(leased_until, |kept| kept.leased_until.max(leased_until));
         self.kept.insert(
             key,
             Kept {
                 record,
                 granted_at: now,
-                renewed_at: now,
+                leased_until,
             },
         );
         true
@@ -305,7 +323,7 @@ mod tests {
             same_roster: true,
             settled: true,
             running: None,
-            fenced_after_ms: 13_000,
+            leased_until: None,
         }
     }
 
@@ -320,6 +338,7 @@ mod tests {
             key: key(0),
             token,
             roster: 1,
+            third: false,
         };
         grants
             .claim(Millis(at), &claim, &judged(&peer(n)), |_| alive)
@@ -328,7 +347,7 @@ mod tests {
 
     #[test]
     fn no_second_holder_while_the_first_may_be_alive() {
-        let mut grants = Grants::new(vec![], Millis(0));
+        let mut grants = Grants::new(vec![], Millis(0), Millis(0));
         assert_eq!(claim(&mut grants, 0, 1, 1, true), Ok(BTreeSet::new()));
         assert_eq!(claim(&mut grants, 0, 1, 1, true), Ok(BTreeSet::new()));
         assert_eq!(
@@ -340,7 +359,7 @@ mod tests {
 
     #[test]
     fn released_ordinals_are_granted_by_a_higher_token_only() {
-        let mut grants = Grants::new(vec![], Millis(0));
+        let mut grants = Grants::new(vec![], Millis(0), Millis(0));
         claim(&mut grants, 0, 1, 5, true).unwrap();
         assert_eq!(grants.release(&key(0), &peer(2), 5), None);
         assert!(grants.release(&key(0), &peer(1), 5).is_some());
@@ -352,36 +371,60 @@ mod tests {
     }
 
     #[test]
-    fn the_third_copy_is_leased_and_followed_only_after_its_lease() {
-        let mut grants = Grants::new(vec![], Millis(0));
-        claim(&mut grants, 0, 1, 1, false).unwrap();
-        claim(&mut grants, 0, 2, 2, false).unwrap();
-        assert_eq!(
-            claim(&mut grants, 1000, 3, 3, false),
-            Ok(BTreeSet::from([peer(1), peer(2)]))
-        );
-        assert_eq!(
-            claim(&mut grants, 13_999, 4, 4, false),
-            Err(Refusal::Held { holder: peer(3) })
-        );
+    fn a_vote_for_a_leased_holder_is_bound_until_its_lease_has_run_out() {
+        let mut grants = Grants::new(vec![], Millis(0), Millis(0));
+        let mut ask = |at, n: u8, token| {
+            let claim = Claim {
+                key: key(0),
+                token,
+                roster: 1,
+                third: true,
+            };
+            let from = peer(n);
+            let judged = Judged {
+                leased_until: Some(Millis(at + 13_000)),
+                ..judged(&from)
+            };
+            grants
+                .claim(Millis(at), &claim, &judged, |_| false)
+                .map(|(record, ghosts)| {
+                    assert!(record.is_none_or(|record| record.leased));
+                    ghosts
+                })
+        };
+        assert_eq!(ask(0, 1, 1), Ok(BTreeSet::new()));
+        assert_eq!(ask(12_999, 2, 2), Err(Refusal::Held { holder: peer(1) }));
+        // It has stopped by itself: it is no ghost.
+        assert_eq!(ask(13_000, 2, 2), Ok(BTreeSet::new()));
+        let renewal = Renewal {
+            key: key(0),
+            token: 2,
+            ghosts: BTreeSet::new(),
+            leased: true,
+        };
         assert!(
             grants
-                .renew(Millis(5000), &key(0), &peer(3), 3, &BTreeSet::new(), true)
+                .renew(Millis(20_000), &renewal, &peer(2), Millis(33_000))
                 .is_some()
         );
-        assert_eq!(
-            claim(&mut grants, 17_999, 4, 4, false),
-            Err(Refusal::Held { holder: peer(3) })
+        let free = Renewal {
+            leased: false,
+            ..renewal
+        };
+        assert!(
+            grants
+                .renew(Millis(21_000), &free, &peer(2), Millis(34_000))
+                .is_some()
         );
-        assert_eq!(
-            claim(&mut grants, 18_000, 4, 4, false),
-            Ok(BTreeSet::from([peer(1), peer(2)]))
-        );
+        let claim = |grants: &mut Grants, at| claim(grants, at, 3, 3, false);
+        assert_eq!(claim(&mut grants, 32_999), Err(Refusal::Held { holder: peer(2) }));
+        // It was set free: it may run unseen from now on.
+        assert_eq!(claim(&mut grants, 33_000), Ok(BTreeSet::from([peer(2)])));
     }
 
     #[test]
     fn a_ghost_that_is_seen_without_its_copy_counts_no_more() {
-        let mut grants = Grants::new(vec![], Millis(0));
+        let mut grants = Grants::new(vec![], Millis(0), Millis(0));
         claim(&mut grants, 0, 1, 1, false).unwrap();
         claim(&mut grants, 0, 2, 2, false).unwrap();
         assert!(grants.lay_ghost(&peer(1), |_| true).is_empty());
@@ -391,11 +434,12 @@ mod tests {
 
     #[test]
     fn other_rosters_and_unsettled_arbiters_grant_nothing() {
-        let mut grants = Grants::new(vec![], Millis(0));
+        let mut grants = Grants::new(vec![], Millis(0), Millis(0));
         let claim = Claim {
             key: key(0),
             token: 1,
             roster: 1,
+            third: false,
         };
         let me = peer(1);
         let other = Judged {
@@ -426,19 +470,19 @@ mod tests {
 
     #[test]
     fn an_arbiter_adopts_what_a_holder_says_but_never_a_lower_token() {
-        let mut grants = Grants::new(vec![], Millis(0));
+        let mut grants = Grants::new(vec![], Millis(0), Millis(0));
         assert!(
             grants
-                .adopt(Millis(0), &key(0), &peer(1), 4, &BTreeSet::new(), false)
+                .adopt(Millis(0), &key(0), &peer(1), 4, &BTreeSet::new(), None)
                 .is_some()
         );
         assert!(
             grants
-                .adopt(Millis(0), &key(0), &peer(2), 3, &BTreeSet::new(), false)
+                .adopt(Millis(0), &key(0), &peer(2), 3, &BTreeSet::new(), None)
                 .is_none()
         );
         let record = grants
-            .adopt(Millis(0), &key(0), &peer(2), 5, &BTreeSet::new(), false)
+            .adopt(Millis(0), &key(0), &peer(2), 5, &BTreeSet::new(), None)
             .unwrap();
         assert_eq!(record.ghosts, BTreeSet::from([peer(1)]));
         assert_eq!(grants.token(&key(0)), 5);
@@ -452,6 +496,7 @@ mod tests {
                 key: key(ordinal),
                 token: 1,
                 roster: 1,
+                third: false,
             };
             grants
                 .claim(Millis(0), &claim, &judged(&peer(n)), |_| true)
@@ -465,6 +510,7 @@ mod tests {
             key: key(2),
             token: 1,
             roster: 1,
+            third: false,
         };
         assert!(
             grants

@@ -1,14 +1,13 @@
-//! The holder: claims an ordinal from its arbiters, starts, renews, drains.
+//! The holder: claims an ordinal, starts, renews, drains.
 //!
-//! It chooses no node (`placement.rs`). Invariants: nothing starts without a majority of the ordinal's arbiters under
-//! one roster; where earlier copies may still run, a majority has recorded all of them before; a leased copy stops
-//! itself when it loses its majority; an ordinal is released only after its pod is gone.
+//! It chooses no node (`placement.rs`). Invariants: nothing starts without a majority of the ordinal's arbiters or the
+//! votes of more than a third of the roster; where an earlier copy may still run, or arbiters are lost, the copy is
+//! leased: it stops itself without the renewals of more than a third; an ordinal is released only after its pod is gone.
 
 use crate::cell::Cell;
-use crate::grants::MAX_GHOSTS;
-use crate::model::{Command, Key, Millis, PodReport, RecoveredPod};
-use crate::rendezvous::key_hash;
-use crate::wire::{Assign, Claim, Decline, HeldPod, Message, Need, Refusal, Stage};
+use crate::model::{Command, Key, Millis, PodReport, Record, RecoveredPod, Stamp};
+use crate::rendezvous::{key_hash, peer_hash};
+use crate::wire::{Assign, Claim, Decline, HeldPod, Message, Need, Refusal, Renewal, Stage};
 use beemesh_agent_api::WorkloadSpec;
 use beemesh_agent_api::shim::Phase;
 use beemesh_ids::PeerId;
@@ -17,6 +16,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Most pods of one node.
 pub const MAX_PODS: usize = 256;
+/// In a roster of so many, no more than three copies can exist anyway: one a node. Nothing is leased there.
+pub const FREE_ROSTER: usize = 3;
+/// Renewals in one message.
+const RENEWALS: usize = 512;
 /// A pod that does not stop is told again this long after its grace.
 const STOP_AGAIN_MS: u64 = 10_000;
 
@@ -29,10 +32,13 @@ pub(crate) struct Holding {
     pub(crate) report: PodReport,
     ghosts: BTreeSet<PeerId>,
     leased: bool,
-    /// A majority knows its ghosts. Not so after a restart of the agent: until then it asks.
-    recorded: bool,
+    /// A leased copy stops itself then.
+    valid_until: Millis,
+    /// Who renewed its lease in this round.
+    acks: BTreeSet<PeerId>,
+    /// Arbiters that agreed in this round that it need not be leased any more.
+    free_acks: BTreeSet<PeerId>,
     claim: Option<ClaimState>,
-    renewal: Renewal,
     grace_seconds: u32,
     stop_again: Millis,
     accepted_at: Millis,
@@ -45,23 +51,22 @@ struct ClaimState {
     placer: PeerId,
     round: u64,
     roster: u64,
-    arbiters: Vec<PeerId>,
+    /// Asked of all: more than a third must agree. Otherwise of the arbiters: a majority must.
+    third: bool,
+    asked: Vec<PeerId>,
+    quorum: usize,
+    sent: Millis,
     granted: BTreeMap<PeerId, BTreeSet<PeerId>>,
     refused: BTreeMap<PeerId, Refusal>,
     deadline: Millis,
     ask_again: Millis,
-    confirming: bool,
 }
 
-/// Rounds of renewal: only where ghosts must be recorded, or the copy is leased.
+/// The round of renewal that is under way: one for all leased holdings.
 #[derive(Default)]
-struct Renewal {
-    round: u64,
+pub(crate) struct Round {
+    number: u64,
     sent: Millis,
-    arbiters: Vec<PeerId>,
-    acks: BTreeSet<PeerId>,
-    leased: bool,
-    valid_until: Millis,
 }
 
 fn majority(of: usize) -> usize {
@@ -132,8 +137,9 @@ impl Cell {
             report: PodReport::default(),
             ghosts: BTreeSet::new(),
             leased: false,
-            recorded: true,
-            renewal: Renewal::default(),
+            valid_until: self.now,
+            acks: BTreeSet::new(),
+            free_acks: BTreeSet::new(),
             grace_seconds: spec.pod.termination_grace_period_seconds,
             stop_again: self.now,
             accepted_at: self.now.before(assign.age_ms),
@@ -143,17 +149,19 @@ impl Cell {
                 placer: from.clone(),
                 round: assign.round,
                 roster: 0,
-                arbiters: Vec::new(),
+                third: false,
+                asked: Vec::new(),
+                quorum: 0,
+                sent: self.now,
                 granted: BTreeMap::new(),
                 refused: BTreeMap::new(),
                 deadline: self.now.after(self.config.tuning.claim_ms),
                 ask_again: self.now,
-                confirming: false,
             }),
         };
         self.holdings.insert(key.clone(), holding);
         self.status.touch();
-        self.begin_claim(&key);
+        self.begin_claim(&key, false);
         Ok(())
     }
 
@@ -161,11 +169,26 @@ impl Cell {
         ulid::Ulid::from_parts(self.now.0, self.rng.random()).to_string()
     }
 
-    /// Asks all arbiters of the roster as it is now; what was granted under another does not count.
-    fn begin_claim(&mut self, key: &Key) {
-        let roster = self.roster.digest();
+    /// Asks under the roster as it is now; what was granted under another does not count.
+    fn begin_claim(&mut self, key: &Key, third: bool) {
+        let (now, roster) = (self.now, self.roster.digest());
         let arbiters = self.arbiters(key);
-        let again = self.now.after(100);
+        let left = arbiters
+            .iter()
+            .filter(|arbiter| self.may_be_alive(arbiter))
+            .count();
+        let third = third || left < majority(arbiters.len());
+        let (asked, quorum) = if third {
+            let up = self
+                .roster
+                .active()
+                .map(|(peer, _)| peer)
+                .filter(|peer| self.membership.is_up(peer));
+            (up.cloned().collect(), self.third())
+        } else {
+            let quorum = majority(arbiters.len());
+            (arbiters, quorum)
+        };
         let Some(holding) = self.holdings.get_mut(key) else {
             return;
         };
@@ -174,21 +197,34 @@ impl Cell {
             return;
         };
         claim.roster = roster;
-        claim.arbiters.clone_from(&arbiters);
+        claim.third = third;
+        claim.asked.clone_from(&asked);
+        claim.quorum = quorum;
+        claim.sent = now;
         claim.granted.clear();
         claim.refused.clear();
-        claim.confirming = false;
-        claim.ask_again = again;
-        for arbiter in arbiters {
+        claim.ask_again = now.after(100);
+        for peer in asked {
             self.send(
-                &arbiter,
+                &peer,
                 Message::Claim(Claim {
                     key: key.clone(),
                     token,
                     roster,
+                    third,
                 }),
             );
         }
+    }
+
+    /// Votes that are more than a third of the roster.
+    fn third(&self) -> usize {
+        self.roster.active().count() / 3 + 1
+    }
+
+    /// Whether more copies than three could exist at all.
+    pub(crate) fn leases_needed(&self) -> bool {
+        self.roster.active().count() > FREE_ROSTER
     }
 
     /// The roster differs: claims on their way start over under the new one.
@@ -200,7 +236,7 @@ impl Cell {
             .map(|(key, _)| key.clone())
             .collect();
         for key in claiming {
-            self.begin_claim(&key);
+            self.begin_claim(&key, false);
         }
     }
 
@@ -208,11 +244,15 @@ impl Cell {
     pub(crate) fn on_verdict(
         &mut self,
         from: PeerId,
-        key: Key,
-        token: u64,
-        roster: u64,
+        asked: Claim,
         verdict: Result<BTreeSet<PeerId>, Refusal>,
     ) {
+        let Claim {
+            key,
+            token,
+            roster,
+            third,
+        } = asked;
         let now = self.now;
         let Some(holding) = self
             .holdings
@@ -224,18 +264,18 @@ impl Cell {
         let Some(claim) = holding
             .claim
             .as_mut()
-            .filter(|claim| claim.roster == roster && !claim.confirming)
+            .filter(|claim| claim.roster == roster && claim.third == third)
         else {
             return;
         };
-        if !claim.arbiters.contains(&from) {
+        if !claim.asked.contains(&from) {
             return;
         }
         match verdict {
             Ok(ghosts) => {
                 claim.refused.remove(&from);
                 claim.granted.insert(from, ghosts);
-                if claim.granted.len() >= majority(claim.arbiters.len()) {
+                if claim.granted.len() >= claim.quorum {
                     self.granted(&key);
                 }
             }
@@ -243,14 +283,14 @@ impl Cell {
                 // Above everything that was granted before: ask all again.
                 holding.token = holding.token.max(last).saturating_add(1);
                 if claim.deadline > now {
-                    self.begin_claim(&key);
+                    self.begin_claim(&key, third);
                 }
             }
             Err(refusal) => {
                 claim.refused.insert(from, refusal);
                 let held = |refusal: &&Refusal| matches!(refusal, Refusal::Held { .. } | Refusal::Full);
                 let lost = claim.refused.values().filter(held).count();
-                if lost + majority(claim.arbiters.len()) > claim.arbiters.len() {
+                if lost + claim.quorum > claim.asked.len() {
                     self.give_up(&key);
                 }
             }
@@ -259,6 +299,8 @@ impl Cell {
 
     fn granted(&mut self, key: &Key) {
         let me = self.config.me.clone();
+        let leases_needed = self.leases_needed();
+        let fence_ms = self.config.tuning.fence_ms;
         let Some(holding) = self.holdings.get_mut(key) else {
             return;
         };
@@ -267,79 +309,144 @@ impl Cell {
         };
         let mut ghosts: BTreeSet<PeerId> = claim.granted.values().flatten().cloned().collect();
         ghosts.remove(&me);
-        let all_know = claim.granted.values().all(|known| *known == ghosts);
-        holding.leased = ghosts.len() >= MAX_GHOSTS;
+        if !claim.third && leases_needed && !ghosts.is_empty() {
+            // Earlier copies may still run: this one needs the votes of more than a third, and is leased.
+            return self.begin_claim(key, true);
+        }
+        holding.leased = claim.third && leases_needed;
+        holding.valid_until = claim.sent.after(fence_ms);
         holding.ghosts = ghosts;
-        if all_know && !holding.leased {
-            self.start(key);
-        } else {
-            claim.confirming = true;
-            self.renew(key);
+        self.start(key);
+    }
+
+    /// A round of renewal: of the leases by the supporters, and of those that need none any more by their arbiters.
+    fn renew(&mut self) {
+        self.round.number += 1;
+        self.round.sent = self.now;
+        let round = self.round.number;
+        let mut leases = Vec::new();
+        let mut free: BTreeMap<PeerId, Vec<Renewal>> = BTreeMap::new();
+        let mut needless = Vec::new();
+        for (key, holding) in &mut self.holdings {
+            if holding.stage != Stage::Running || !holding.leased {
+                continue;
+            }
+            holding.acks.clear();
+            holding.free_acks.clear();
+            let renewal = Renewal {
+                key: key.clone(),
+                token: holding.token,
+                ghosts: holding.ghosts.clone(),
+                leased: true,
+            };
+            if holding.ghosts.is_empty() {
+                needless.push(Renewal {
+                    leased: false,
+                    ..renewal.clone()
+                });
+            }
+            leases.push(renewal);
+        }
+        for renewal in needless {
+            for arbiter in self.arbiters(&renewal.key) {
+                free.entry(arbiter).or_default().push(renewal.clone());
+            }
+        }
+        if leases.is_empty() {
+            return;
+        }
+        for peer in self.supporters() {
+            for items in leases.chunks(RENEWALS) {
+                self.send(
+                    &peer,
+                    Message::Renew {
+                        round,
+                        items: items.to_vec(),
+                    },
+                );
+            }
+        }
+        for (peer, renewals) in free {
+            for items in renewals.chunks(RENEWALS) {
+                self.send(
+                    &peer,
+                    Message::Renew {
+                        round,
+                        items: items.to_vec(),
+                    },
+                );
+            }
         }
     }
 
-    /// Sends a round of renewal to all arbiters.
-    fn renew(&mut self, key: &Key) {
-        let arbiters = self.arbiters(key);
-        let now = self.now;
-        let Some(holding) = self.holdings.get_mut(key) else {
-            return;
-        };
-        let leased = holding.ghosts.len() >= MAX_GHOSTS;
-        let renewal = &mut holding.renewal;
-        renewal.round += 1;
-        renewal.sent = now;
-        renewal.arbiters.clone_from(&arbiters);
-        renewal.acks.clear();
-        renewal.leased = leased;
-        let (token, round, ghosts) = (holding.token, renewal.round, holding.ghosts.clone());
-        for arbiter in arbiters {
-            let ghosts = ghosts.clone();
+    /// Whom this node asks to renew its leases: half as many again as it needs, always the same while they live.
+    fn supporters(&self) -> Vec<PeerId> {
+        let count = self.third() * 3 / 2 + 1;
+        let me = peer_hash(&self.config.me);
+        self.roster.top(me, count, |peer| self.membership.is_up(peer))
+    }
+
+    /// A member's renewals.
+    pub(crate) fn on_renew(&mut self, from: &PeerId, round: u64, items: Vec<Renewal>) {
+        let tuning = &self.config.tuning;
+        let until = self
+            .now
+            .after(tuning.fence_ms.saturating_add(tuning.fence_margin_ms));
+        let mut renewed = Vec::new();
+        for renewal in items.into_iter().take(RENEWALS) {
+            if let Some((record, ghosts)) = self.grants.renew(self.now, &renewal, from, until) {
+                self.out
+                    .extend(record.map(|record| Command::Persist(Record::Grant(record))));
+                renewed.push(Renewal { ghosts, ..renewal });
+            }
+        }
+        if !renewed.is_empty() {
             self.send(
-                &arbiter,
-                Message::Renew {
-                    key: key.clone(),
-                    token,
+                from,
+                Message::Renewed {
                     round,
-                    ghosts,
-                    leased,
+                    items: renewed,
                 },
             );
         }
     }
 
-    /// An arbiter recorded a renewal.
-    pub(crate) fn on_renewed(
-        &mut self,
-        from: PeerId,
-        key: &Key,
-        token: u64,
-        round: u64,
-        mut ghosts: BTreeSet<PeerId>,
-    ) {
-        let fence_ms = self.config.tuning.fence_ms;
-        let Some(holding) = self
-            .holdings
-            .get_mut(key)
-            .filter(|holding| holding.token == token)
-        else {
-            return;
-        };
-        let renewal = &mut holding.renewal;
-        if renewal.round != round || !renewal.arbiters.contains(&from) {
+    /// Renewals were recorded.
+    pub(crate) fn on_renewed(&mut self, from: &PeerId, round: u64, items: Vec<Renewal>) {
+        if round != self.round.number {
             return;
         }
-        renewal.acks.insert(from);
-        ghosts.remove(&self.config.me);
-        holding.ghosts.extend(ghosts);
-        if renewal.acks.len() < majority(renewal.arbiters.len()) {
-            return;
-        }
-        renewal.valid_until = renewal.sent.after(fence_ms);
-        holding.recorded = true;
-        holding.leased = renewal.leased || holding.ghosts.len() >= MAX_GHOSTS;
-        if holding.claim.as_ref().is_some_and(|claim| claim.confirming) {
-            self.start(key);
+        let valid_until = self.round.sent.after(self.config.tuning.fence_ms);
+        let third = self.third();
+        for Renewal {
+            key,
+            token,
+            mut ghosts,
+            leased,
+        } in items.into_iter().take(RENEWALS)
+        {
+            let arbiters = self.arbiters(&key);
+            let Some(holding) = self
+                .holdings
+                .get_mut(&key)
+                .filter(|holding| holding.token == token)
+            else {
+                continue;
+            };
+            ghosts.remove(&self.config.me);
+            holding.ghosts.extend(ghosts);
+            if leased {
+                holding.acks.insert(from.clone());
+                if holding.acks.len() >= third {
+                    holding.valid_until = holding.valid_until.max(valid_until);
+                }
+            } else if arbiters.contains(from) {
+                holding.free_acks.insert(from.clone());
+                if holding.ghosts.is_empty() && holding.free_acks.len() >= majority(arbiters.len()) {
+                    holding.leased = false;
+                    self.status.touch();
+                }
+            }
         }
     }
 
@@ -353,8 +460,11 @@ impl Cell {
             pod_id: holding.pod_id.clone(),
             workload: key.0.clone(),
             ordinal: key.1,
-            token: holding.token,
-            template: holding.template,
+            stamp: Stamp {
+                token: holding.token,
+                template: holding.template,
+                leased: holding.leased,
+            },
             spec: claim.spec,
             accepted_at: holding.accepted_at,
         };
@@ -368,7 +478,12 @@ impl Cell {
         let Some(holding) = self.holdings.remove(key) else {
             return;
         };
-        self.release(key, holding.token);
+        let asked = holding
+            .claim
+            .as_ref()
+            .map(|claim| claim.asked.clone())
+            .unwrap_or_default();
+        self.release(key, holding.token, asked);
         if let Some(claim) = holding.claim {
             let refusal = claim.refused.values().next();
             let reason = match refusal {
@@ -377,11 +492,7 @@ impl Cell {
                 Some(Refusal::Unsettled) => "the arbiters do not yet know what all members hold".to_owned(),
                 Some(Refusal::Full) => "an arbiter's table is full".to_owned(),
                 Some(Refusal::Stale { .. }) | None => {
-                    format!(
-                        "{} of {} arbiters answered",
-                        claim.granted.len(),
-                        claim.arbiters.len()
-                    )
+                    format!("{} agreed of {} that must", claim.granted.len(), claim.quorum)
                 }
             };
             let (key, round) = (key.clone(), claim.round);
@@ -398,10 +509,12 @@ impl Cell {
         self.scan_due = true;
     }
 
-    fn release(&mut self, key: &Key, token: u64) {
-        for arbiter in self.arbiters(key) {
+    /// Tells the arbiters and those who voted. Whom it does not reach learns it from the status.
+    fn release(&mut self, key: &Key, token: u64, voters: Vec<PeerId>) {
+        let told: BTreeSet<PeerId> = self.arbiters(key).into_iter().chain(voters).collect();
+        for peer in told {
             self.send(
-                &arbiter,
+                &peer,
                 Message::Release {
                     key: key.clone(),
                     token,
@@ -527,9 +640,13 @@ impl Cell {
                 format!("pod/{name}"),
                 format!("pod `{name}` is gone unasked{why}; it is placed anew"),
             );
-            self.back_off(&key);
         }
-        self.release(&key, holding.token);
+        let voters = if holding.leased {
+            self.connected.iter().cloned().collect()
+        } else {
+            Vec::new()
+        };
+        self.release(&key, holding.token, voters);
         self.status.touch();
         self.scan_due = true;
     }
@@ -537,7 +654,12 @@ impl Cell {
     /// What still runs after a start of the agent.
     pub(crate) fn on_recovered(&mut self, mut pods: Vec<RecoveredPod>) {
         // Two copies of one ordinal on one node cannot be meant: the higher token stays.
-        pods.sort_by(|a, b| b.token.cmp(&a.token).then_with(|| a.pod_id.cmp(&b.pod_id)));
+        pods.sort_by(|a, b| {
+            b.stamp
+                .token
+                .cmp(&a.stamp.token)
+                .then_with(|| a.pod_id.cmp(&b.pod_id))
+        });
         for pod in pods {
             let key = (pod.workload, pod.ordinal);
             let entry = self.desired.get(&key.0);
@@ -553,16 +675,17 @@ impl Cell {
             }
             let holding = Holding {
                 pod_id: pod.pod_id,
-                token: pod.token,
+                token: pod.stamp.token,
                 stage: Stage::Running,
-                template: pod.template,
+                template: pod.stamp.template,
                 need: entry.map(|entry| entry.need.clone()).unwrap_or_default(),
                 report: PodReport::default(),
                 ghosts: BTreeSet::new(),
-                leased: false,
-                recorded: false,
+                leased: pod.stamp.leased,
+                valid_until: self.now.after(self.config.tuning.fence_ms),
+                acks: BTreeSet::new(),
+                free_acks: BTreeSet::new(),
                 claim: None,
-                renewal: Renewal::default(),
                 grace_seconds,
                 stop_again: self.now,
                 accepted_at: self.now,
@@ -578,14 +701,16 @@ impl Cell {
     /// What time brings: claims asked again or given up, leases renewed or fenced, stops repeated.
     pub(crate) fn tick_holdings(&mut self) {
         let now = self.now;
-        let renew_ms = self.config.tuning.status_ms;
-        let mut again = Vec::new();
+        let leases_needed = self.leases_needed();
+        let fence_ms = self.config.tuning.fence_ms;
+        let mut due = Vec::new();
+        let mut leased = false;
         for (key, holding) in &mut self.holdings {
             if let Some(claim) = &holding.claim {
                 if claim.deadline <= now {
-                    again.push((key.clone(), Due::GiveUp));
+                    due.push((key.clone(), Due::GiveUp));
                 } else if claim.ask_again <= now {
-                    again.push((key.clone(), Due::Ask));
+                    due.push((key.clone(), Due::Ask));
                 }
             } else if holding.stage == Stage::Draining && holding.stop_again <= now {
                 holding.stop_again = now.after(u64::from(holding.grace_seconds) * 1000 + STOP_AGAIN_MS);
@@ -594,28 +719,35 @@ impl Cell {
                     pod_id,
                     grace_seconds,
                 });
-            } else if holding.stage == Stage::Running && (holding.leased || !holding.recorded) {
-                if holding.leased && holding.renewal.valid_until <= now {
-                    again.push((key.clone(), Due::Fence));
-                } else if now.since(holding.renewal.sent) >= renew_ms {
-                    again.push((key.clone(), Due::Renew));
+            } else if holding.stage == Stage::Running {
+                if !holding.leased && leases_needed && !holding.ghosts.is_empty() {
+                    // It was started in a roster that was too small for a lease, and the roster has grown.
+                    holding.leased = true;
+                    holding.valid_until = now.after(fence_ms);
+                    self.status.touch();
+                }
+                leased |= holding.leased;
+                if holding.leased && holding.valid_until <= now {
+                    due.push((key.clone(), Due::Fence));
                 }
             }
         }
-        for (key, due) in again {
+        for (key, due) in due {
             match due {
                 Due::GiveUp => self.give_up(&key),
                 Due::Ask => self.ask_silent(&key),
-                Due::Renew => self.renew(&key),
                 Due::Fence => {
-                    let why = "its lease ran out without a majority of its arbiters, and two earlier copies may still run";
+                    let why = "more than two thirds of the cell do not renew its lease, and other copies may run there";
                     self.drain(&key, why, Some(0));
                 }
             }
         }
+        if leased && now.since(self.round.sent) >= self.config.tuning.status_ms {
+            self.renew();
+        }
     }
 
-    /// Asks the arbiters that have not granted, again: an answer was lost, or they are settled by now.
+    /// Asks those that have not granted, again: an answer was lost, or they are settled by now.
     fn ask_silent(&mut self, key: &Key) {
         let again = self.now.after(100);
         let Some(holding) = self.holdings.get_mut(key) else {
@@ -626,23 +758,21 @@ impl Cell {
             return;
         };
         claim.ask_again = again;
-        if claim.confirming {
-            return self.renew(key);
-        }
-        let roster = claim.roster;
+        let (roster, third) = (claim.roster, claim.third);
         let silent: Vec<PeerId> = claim
-            .arbiters
+            .asked
             .iter()
-            .filter(|arbiter| !claim.granted.contains_key(arbiter))
+            .filter(|peer| !claim.granted.contains_key(peer))
             .cloned()
             .collect();
-        for arbiter in silent {
+        for peer in silent {
             self.send(
-                &arbiter,
+                &peer,
                 Message::Claim(Claim {
                     key: key.clone(),
                     token,
                     roster,
+                    third,
                 }),
             );
         }
@@ -672,6 +802,5 @@ impl Cell {
 enum Due {
     GiveUp,
     Ask,
-    Renew,
     Fence,
 }

@@ -17,11 +17,11 @@ pub mod wire;
 
 pub use cell::Cell;
 pub use desired::{ChangeRefused, MAX_CHANGES, MAX_ENVELOPE};
-pub use grants::{MAX_GHOSTS, MAX_GRANTS};
-pub use holdings::MAX_PODS;
+pub use grants::MAX_GRANTS;
+pub use holdings::{FREE_ROSTER, MAX_PODS};
 pub use model::{
     Capacity, CellConfig, Command, Event, GrantRecord, Key, MemberInfo, Millis, Persisted, PodReport, Record,
-    RecoveredPod, Tuning,
+    RecoveredPod, Stamp, Tuning,
 };
 pub use placement::{MAX_PLACEMENTS, MAX_RESERVATIONS};
 pub use roster::MAX_MEMBERS;

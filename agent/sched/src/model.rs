@@ -61,9 +61,9 @@ pub struct Tuning {
     pub reserve_ms: u64,
     /// A grant outlives its dead holder this long.
     pub lease_ms: u64,
-    /// A leased copy (the third one) stops itself after this long without a majority of its arbiters.
+    /// A leased copy stops itself after this long without the renewals of more than a third of the roster.
     pub fence_ms: u64,
-    /// Arbiters wait this long beyond `fence_ms` before they grant a leased ordinal again: drift and time to kill.
+    /// Voters wait this long beyond `fence_ms` before they vote for another holder: drift and time to kill.
     pub fence_margin_ms: u64,
     /// A claim that has no majority by then is given up.
     pub claim_ms: u64,
@@ -189,10 +189,19 @@ pub struct RecoveredPod {
     pub workload: WorkloadId,
     /// Ordinal.
     pub ordinal: u32,
-    /// Token, as in [`Command::Start`].
+    /// As in [`Command::Start`].
+    pub stamp: Stamp,
+}
+
+/// What the driver keeps beside a pod and brings back by [`RecoveredPod`], without looking at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// Token of the grant.
     pub token: u64,
-    /// Template, as in [`Command::Start`].
+    /// Digest of the part of the specification that the pod was made from.
     pub template: u64,
+    /// The copy stops itself where it cannot renew its lease.
+    pub leased: bool,
 }
 
 /// What the driver tells the cell.
@@ -291,10 +300,8 @@ pub enum Command {
         workload: WorkloadId,
         /// Ordinal.
         ordinal: u32,
-        /// Token of the grant: keep it beside the pod, [`RecoveredPod`] brings it back.
-        token: u64,
-        /// Digest of the part of the specification that a pod is made from: keep it too.
-        template: u64,
+        /// To be kept beside the pod.
+        stamp: Stamp,
         /// The specification.
         spec: Box<WorkloadSpec>,
         /// When the change was accepted, or the loss of the copy before was noticed, by this node's clock.

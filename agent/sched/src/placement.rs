@@ -17,6 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub const MAX_PLACEMENTS: usize = 256;
 /// Most reservations on one node.
 pub const MAX_RESERVATIONS: usize = 1024;
+/// A pod that ran shorter than this and is gone is placed again only after a wait that grows.
+const BRIEF_MS: u64 = 30_000;
 /// Failures of a workload on this node are forgotten after this long.
 const FORGET_MS: u64 = 60_000;
 
@@ -84,6 +86,10 @@ struct Wait {
     failures: u32,
     not_before: Millis,
     reason: Option<String>,
+    /// Since when it has been seen running.
+    running: Option<Millis>,
+    /// Times in a row that it ran only briefly.
+    losses: u32,
 }
 
 #[derive(Default)]
@@ -92,8 +98,6 @@ pub(crate) struct Placer {
     waits: BTreeMap<Key, Wait>,
     /// Since when an ordinal has been without a holder.
     missing: BTreeMap<Key, Millis>,
-    /// Ordinals that had a holder once: their next placement counts from its loss.
-    placed: BTreeSet<Key>,
     rounds: u64,
 }
 
@@ -216,7 +220,12 @@ impl Cell {
 
     /// A new change: what its ordinals waited for may be over.
     pub(crate) fn placer_forgets(&mut self, workload: &WorkloadId) {
-        self.placer.waits.retain(|key, _| key.0 != *workload);
+        for (_, wait) in self.placer.waits.iter_mut().filter(|(key, _)| key.0 == *workload) {
+            *wait = Wait {
+                running: wait.running,
+                ..Wait::default()
+            };
+        }
         self.placer
             .flights
             .retain(|key, flight| key.0 != *workload || flight.assigned.is_some());
@@ -226,6 +235,7 @@ impl Cell {
     pub(crate) fn scan(&mut self) {
         self.reconcile_own();
         let mut missing: Vec<(Key, Millis)> = Vec::new();
+        let mut lost: Vec<(Key, bool)> = Vec::new();
         let mut wanted = BTreeSet::new();
         let settled = self.recovered && self.is_everyone_heard();
         for (workload, entry) in self.desired.iter() {
@@ -237,8 +247,10 @@ impl Cell {
                 wanted.insert(key.clone());
                 if stage == Some(Stage::Running) {
                     self.placer.flights.remove(&key);
-                    self.placer.waits.remove(&key);
-                    self.placer.placed.insert(key.clone());
+                    let wait = self.placer.waits.entry(key.clone()).or_default();
+                    wait.running.get_or_insert(self.now);
+                    wait.failures = 0;
+                    wait.reason = None;
                 }
                 if stage.is_some() {
                     self.placer.missing.remove(&key);
@@ -256,7 +268,15 @@ impl Cell {
                         mine
                     }
                 };
-                let from = if self.placer.placed.contains(&key) {
+                let ran = self
+                    .placer
+                    .waits
+                    .get_mut(&key)
+                    .and_then(|wait| wait.running.take());
+                if let Some(began) = ran {
+                    lost.push((key.clone(), self.now.since(began) < BRIEF_MS));
+                }
+                let from = if ran.is_some() {
                     self.now
                 } else {
                     entry.accepted_at
@@ -267,8 +287,14 @@ impl Cell {
                 }
             }
         }
+        for (key, brief) in lost {
+            let wait = self.placer.waits.entry(key.clone()).or_default();
+            wait.losses = if brief { wait.losses.saturating_add(1) } else { 0 };
+            if wait.losses > 1 {
+                self.back_off(&key);
+            }
+        }
         self.placer.missing.retain(|key, _| wanted.contains(key));
-        self.placer.placed.retain(|key| wanted.contains(key));
         self.placer.waits.retain(|key, _| wanted.contains(key));
         self.placer.flights.retain(|key, _| wanted.contains(key));
         for (key, since) in missing {
@@ -504,7 +530,11 @@ impl Cell {
     /// The next placement of an ordinal waits: exponentially, with jitter, to a cap.
     pub(crate) fn back_off(&mut self, key: &Key) {
         let (first, cap) = (self.config.tuning.backoff_ms, self.config.tuning.backoff_cap_ms);
-        let failures = self.placer.waits.get(key).map_or(0, |wait| wait.failures);
+        let failures = self
+            .placer
+            .waits
+            .get(key)
+            .map_or(0, |wait| wait.failures.saturating_add(wait.losses));
         let longest = first.saturating_mul(1 << failures.min(16)).min(cap).max(2);
         let ms = self.rng.random_range(longest / 2..=longest);
         let not_before = self.now.after(ms);

@@ -129,14 +129,13 @@ impl Roster {
 
     /// The first of those that `wanted` lets through.
     pub(crate) fn first(&self, thing: u64, wanted: impl Fn(&PeerId) -> bool) -> Option<PeerId> {
-        top(
-            self.active()
-                .filter(|(peer, _)| wanted(peer))
-                .map(|(peer, entry)| (peer, entry.hash)),
-            thing,
-            1,
-        )
-        .pop()
+        self.top(thing, 1, wanted).pop()
+    }
+
+    /// The first `count` of those that `wanted` lets through.
+    pub(crate) fn top(&self, thing: u64, count: usize, wanted: impl Fn(&PeerId) -> bool) -> Vec<PeerId> {
+        let wanted = self.active().filter(|(peer, _)| wanted(peer));
+        top(wanted.map(|(peer, entry)| (peer, entry.hash)), thing, count)
     }
 }
 

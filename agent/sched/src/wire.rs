@@ -94,32 +94,24 @@ pub enum Message {
         token: u64,
         /// Of the claim.
         roster: u64,
+        /// Of the claim.
+        third: bool,
         /// The ghosts that the arbiter knows, or why not.
         verdict: Result<BTreeSet<PeerId>, Refusal>,
     },
-    /// I still hold it; here is what I know of ghosts.
+    /// I still hold these; here is what I know of ghosts.
     Renew {
-        /// Which.
-        key: Key,
-        /// Token of the grant.
-        token: u64,
         /// Number of the round.
         round: u64,
-        /// Ghosts.
-        ghosts: BTreeSet<PeerId>,
-        /// The holder fences itself.
-        leased: bool,
-    },
-    /// The renewal was recorded.
-    Renewed {
         /// Which.
-        key: Key,
-        /// Token.
-        token: u64,
-        /// Round.
+        items: Vec<Renewal>,
+    },
+    /// These renewals were recorded, with the ghosts that the receiver of the renewal knows.
+    Renewed {
+        /// Number of the round.
         round: u64,
-        /// Ghosts that the arbiter knows.
-        ghosts: BTreeSet<PeerId>,
+        /// Which.
+        items: Vec<Renewal>,
     },
     /// I hold it no more.
     Release {
@@ -283,6 +275,21 @@ pub struct Claim {
     pub token: u64,
     /// Digest of the claimant's roster: the arbiters are chosen by it.
     pub roster: u64,
+    /// Asked of all members, for the votes of more than a third of them: arbiters or earlier copies are lost.
+    pub third: bool,
+}
+
+/// A renewal of one ordinal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewal {
+    /// Workload and ordinal.
+    pub key: Key,
+    /// Token of the grant.
+    pub token: u64,
+    /// Ghosts.
+    pub ghosts: BTreeSet<PeerId>,
+    /// The holder fences itself; otherwise it asks to do so no more.
+    pub leased: bool,
 }
 
 /// Why an arbiter does not grant.
@@ -424,6 +431,7 @@ mod tests {
                 key,
                 token: u64::MAX,
                 roster: 3,
+                third: true,
             }),
         ] {
             assert_eq!(Message::decode(&message.encode().unwrap()).unwrap(), message);

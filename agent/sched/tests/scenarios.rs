@@ -119,31 +119,19 @@ fn hiccups_of_300_ms_kill_nobody() {
 
 #[test]
 fn half_of_the_nodes_killed_at_once_is_healed_within_20_s() {
-    let mut world = World::settled(9, 10);
-    world.change(0, deployment("web", 20));
-    world.run(5000);
-    assert!(world.runs_exactly(&workload("web"), 20));
-    for n in 0..5 {
-        world.kill(n * 2 + 1);
+    let mut slowest = 0;
+    for seed in 0..10 {
+        let mut world = World::settled(seed, 10);
+        world.change(0, deployment("web", 20));
+        world.run(5000);
+        assert!(world.runs_exactly(&workload("web"), 20));
+        for n in 0..5 {
+            world.kill((n * 2 + seed as usize) % 10);
+        }
+        let took = world.run_until(20_000, |world| world.runs_exactly(&workload("web"), 20));
+        slowest = slowest.max(took.unwrap_or_else(|| panic!("seed {seed}")));
     }
-    // Where three of the five arbiters died, no majority is left; the machines come back, as after a power cut.
-    world.run(30_000);
-    for n in 0..5 {
-        world.boot(n * 2 + 1);
-    }
-    let took = world.run_until(20_000, |world| world.runs_exactly(&workload("web"), 20));
-    assert!(
-        took.is_some(),
-        "{:?}",
-        world.nodes[0]
-            .cell
-            .as_ref()
-            .unwrap()
-            .pods()
-            .iter()
-            .map(|p| &p.reason)
-            .collect::<Vec<_>>()
-    );
+    println!("healed after half of the nodes were killed: at most {slowest} ms");
 }
 
 #[test]
@@ -174,12 +162,12 @@ fn a_cut_off_copy_is_replaced_and_the_newer_one_stays_after_the_heal() {
 }
 
 #[test]
-fn a_minority_starts_nothing() {
-    let mut world = World::settled(3, 5);
-    world.partition(&[0, 0, 0, 1, 1]);
+fn a_third_or_less_of_the_cell_starts_nothing() {
+    let mut world = World::settled(3, 6);
+    world.partition(&[0, 0, 0, 0, 1, 1]);
     world.run(15_000);
     let before = world.starts.len();
-    world.change(3, deployment("web", 2));
+    world.change(4, deployment("web", 2));
     world.run(30_000);
     assert_eq!(world.starts.len(), before);
     world.heal();
@@ -191,34 +179,109 @@ fn a_minority_starts_nothing() {
 }
 
 #[test]
-fn a_holder_cut_off_again_and_again_leaves_three_copies_and_the_third_fences_itself() {
+fn two_sides_that_lost_the_holder_each_start_one_and_no_more() {
+    for seed in 0..5 {
+        let mut world = World::settled(seed, 9);
+        world.change(0, deployment("web", 1));
+        world.run(2000);
+        let key = (workload("web"), 0);
+        let [holder] = world.holders(&key)[..] else {
+            panic!("seed {seed}")
+        };
+        let sides: Vec<u32> = (0..9)
+            .map(|n| {
+                if n == holder {
+                    2
+                } else {
+                    u32::from(n % 2 == (holder + 1) % 2)
+                }
+            })
+            .collect();
+        let most = [0, 1].map(|side| sides.iter().filter(|s| **s == side).count());
+        assert_eq!(most, [4, 4], "more than a third each");
+        world.partition(&sides);
+        world.run(60_000);
+        assert_eq!(
+            (world.copies(&key), world.invariants.most_copies),
+            (3, 3),
+            "seed {seed}"
+        );
+        world.heal();
+        assert!(
+            world.run_until(15_000, |world| world.copies(&key) == 1).is_some(),
+            "seed {seed}"
+        );
+    }
+}
+
+#[test]
+fn a_leased_copy_that_loses_more_than_two_thirds_of_the_cell_stops_itself() {
     let mut world = World::settled(4, 9);
     world.change(0, deployment("web", 1));
     world.run(2000);
     let key = (workload("web"), 0);
     let mut sides = vec![0; 9];
     for cut in 1..5 {
-        let holder = world.holders(&key).into_iter().find(|n| sides[*n] == 0);
-        let Some(holder) = holder else { break };
+        let Some(holder) = world.holders(&key).into_iter().find(|n| sides[*n] == 0) else {
+            break;
+        };
         sides[holder] = cut;
         world.partition(&sides);
         world.run(60_000);
     }
-    assert_eq!(world.invariants.most_copies, 3);
+    // The first copy was free and runs on; each later one was leased and stopped when its node was cut off.
+    assert_eq!(
+        (world.copies(&key), world.invariants.most_copies),
+        (2, 2),
+        "{:#?}",
+        world.starts
+    );
+    assert!(world.starts.len() >= 4, "{:#?}", world.starts);
     assert!(
         world
             .events
             .iter()
-            .any(|(.., message)| message.contains("lease ran out")),
-        "nobody fenced itself"
+            .any(|(.., message)| message.contains("do not renew its lease"))
     );
-    assert!(world.copies(&key) <= 3);
     world.heal();
     assert!(
         world
             .run_until(20_000, |world| world.runs_exactly(&workload("web"), 1))
             .is_some()
     );
+}
+
+#[test]
+fn a_copy_whose_predecessor_is_known_to_have_stopped_is_set_free() {
+    let mut world = World::settled(5, 5);
+    world.change(0, deployment("web", 1));
+    world.run(2000);
+    let key = (workload("web"), 0);
+    let first = world.holders(&key)[0];
+    world.kill(first);
+    world.run(20_000);
+    world.boot(first);
+    world.run(10_000);
+    // Cut off alone, it runs on: it is leased no more.
+    let second = world.holders(&key)[0];
+    assert_ne!(first, second);
+    let sides: Vec<u32> = (0..5).map(|n| u32::from(n == second)).collect();
+    world.partition(&sides);
+    world.run(60_000);
+    assert!(world.holders(&key).contains(&second));
+}
+
+#[test]
+fn in_a_cell_of_three_nothing_stops_itself() {
+    let mut world = World::settled(6, 3);
+    world.change(0, deployment("web", 3));
+    world.run(3000);
+    world.kill(2);
+    world.run(20_000);
+    assert!(world.runs_exactly(&workload("web"), 3));
+    world.partition(&[0, 1, 2]);
+    world.run(120_000);
+    assert!(world.runs_exactly(&workload("web"), 3));
 }
 
 #[test]

@@ -26,7 +26,7 @@ impl Invariants {
             .filter(|(_, node)| node.powered)
             .flat_map(|(n, node)| node.pods.values().map(move |pod| (n, pod)))
             .filter(|(_, pod)| pod.key == *key)
-            .map(|(n, pod)| (n, pod.token))
+            .map(|(n, pod)| (n, pod.stamp.token))
             .collect();
         self.most_copies = self.most_copies.max(copies.len());
         let bound = if self.failed { 3 } else { 1 };
@@ -35,7 +35,8 @@ impl Invariants {
             "at {now}: copies of {key:?} on (node, token) {copies:?}"
         );
         let cell = nodes[n].cell.as_ref().expect("a cell started it");
-        let arbiters = cell.members().count().min(5);
+        let roster = cell.members().count();
+        let arbiters = roster.min(5);
         let granted = nodes.iter().filter(|node| {
             node.persisted.grants.iter().any(|grant| {
                 (&grant.workload, grant.ordinal) == (&key.0, key.1)
@@ -45,8 +46,12 @@ impl Invariants {
         });
         let granted = granted.count();
         assert!(
-            granted > arbiters / 2,
-            "at {now}: {key:?} started with {granted} of {arbiters} grants"
+            granted > arbiters / 2 || granted > roster / 3,
+            "at {now}: {key:?} started with {granted} grants of {arbiters} arbiters and {roster} members"
+        );
+        assert!(
+            self.failed || granted > arbiters / 2,
+            "at {now}: {key:?} started with {granted} of {arbiters} arbiters"
         );
     }
 }

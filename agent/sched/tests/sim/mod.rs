@@ -15,7 +15,7 @@ use beemesh_agent_api::view::Assurance;
 use beemesh_agent_api::{Change, WorkloadId};
 use beemesh_agent_sched::{
     Capacity, Cell, CellConfig, Command, Event, Key, MemberInfo, Millis, Persisted, PodReport, RecoveredPod,
-    Tuning,
+    Stamp, Tuning,
 };
 use beemesh_ids::PeerId;
 use invariants::Invariants;
@@ -53,8 +53,7 @@ impl Default for Network {
 #[derive(Debug, Clone)]
 pub struct SimPod {
     pub key: Key,
-    pub token: u64,
-    pub template: u64,
+    pub stamp: Stamp,
     stopping: bool,
 }
 
@@ -260,8 +259,7 @@ impl World {
             pod_id,
             workload: pod.key.0,
             ordinal: pod.key.1,
-            token: pod.token,
-            template: pod.template,
+            stamp: pod.stamp,
         });
         let pods: Vec<_> = pods.collect();
         let ids: Vec<String> = pods.iter().map(|pod| pod.pod_id.clone()).collect();
@@ -567,11 +565,11 @@ impl World {
                 pod_id,
                 workload,
                 ordinal,
-                token,
-                template,
+                stamp,
                 accepted_at,
                 ..
             } => {
+                let token = stamp.token;
                 let key = (workload, ordinal);
                 let after_ms = local.since(accepted_at);
                 self.mix(&(&pod_id, &key, token));
@@ -584,8 +582,7 @@ impl World {
                 });
                 let pod = SimPod {
                     key: key.clone(),
-                    token,
-                    template,
+                    stamp,
                     stopping: false,
                 };
                 assert!(
