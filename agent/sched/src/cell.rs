@@ -606,7 +606,6 @@ impl Cell {
         for record in self.grants.lay_ghost(from, holds) {
             self.out.push(Command::Persist(Record::Grant(record)));
         }
-        self.lay_ghost_of_holdings(from, holds);
     }
 
     /// Tells all running copies of an ordinal but the one with the highest token.
@@ -800,6 +799,22 @@ impl Cell {
         let mut records = self.grants.tidy(before, denies);
         for ghost in self.grants.ghosts() {
             records.extend(self.grants.lay_ghost(&ghost, |key| !denies(&ghost, key)));
+        }
+        let mut laid = Vec::new();
+        for (key, holding) in &self.holdings {
+            laid.extend(
+                holding
+                    .ghosts
+                    .iter()
+                    .filter(|ghost| denies(ghost, key))
+                    .map(|ghost| (key.clone(), ghost.clone())),
+            );
+        }
+        for (key, ghost) in laid {
+            if let Some(holding) = self.holdings.get_mut(&key) {
+                holding.ghosts.remove(&ghost);
+                self.status.touch();
+            }
         }
         self.out.extend(
             records

@@ -30,7 +30,7 @@ pub(crate) struct Holding {
     pub(crate) template: u64,
     pub(crate) need: Need,
     pub(crate) report: PodReport,
-    ghosts: BTreeSet<PeerId>,
+    pub(crate) ghosts: BTreeSet<PeerId>,
     leased: bool,
     /// A leased copy stops itself then.
     valid_until: Millis,
@@ -775,16 +775,6 @@ impl Cell {
                     third,
                 }),
             );
-        }
-    }
-
-    /// A member that is alive and knows what it holds: what it does not hold, it does not haunt.
-    pub(crate) fn lay_ghost_of_holdings(&mut self, peer: &PeerId, holds: impl Fn(&Key) -> bool) {
-        for (key, holding) in &mut self.holdings {
-            if holding.ghosts.contains(peer) && !holds(key) {
-                holding.ghosts.remove(peer);
-                self.status.touch();
-            }
         }
     }
 

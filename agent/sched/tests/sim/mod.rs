@@ -296,6 +296,38 @@ impl World {
         }
     }
 
+    /// A machine stands still for a while: it reads its queue later.
+    pub fn pause(&mut self, n: usize, ms: u64) {
+        self.invariants.failed = true;
+        self.nodes[n].paused_until = self.now + ms;
+    }
+
+    /// What runs where and what the nodes think, for a failed test.
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        for (n, node) in self.nodes.iter().enumerate() {
+            let pods: Vec<_> = node
+                .pods
+                .values()
+                .map(|pod| format!("{:?}#{}", pod.key.0, pod.key.1))
+                .collect();
+            text += &format!("\nnode {n}: on {}, pods {pods:?}", node.powered);
+            if let Some(cell) = &node.cell {
+                for pod in cell.pods() {
+                    let (name, at, reason) = (pod.name, pod.node, pod.reason);
+                    text += &format!(
+                        "\n    sees {name} at {at:?} ready {} because {reason:?}",
+                        pod.ready
+                    );
+                }
+            }
+        }
+        for (at, n, reason, _, message) in self.events.iter().rev().take(40).rev() {
+            text += &format!("\n{at} node {n}: {reason}: {message}");
+        }
+        text
+    }
+
     /// Cuts the network: nodes reach only those of the same side.
     pub fn partition(&mut self, sides: &[u32]) {
         self.invariants.failed = true;
