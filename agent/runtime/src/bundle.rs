@@ -123,7 +123,7 @@ pub fn write_bundle(
     let user = users::resolve(&wanted, &passwd, &group)?;
     let config = plan_config(container, image, pod, &user)?;
     if let Some(cwd) = config["process"]["cwd"].as_str() {
-        make_inside(&top, Path::new(cwd)).map_err(io_at("make the working directory", &rootfs.join(cwd)))?;
+        make_inside(&top, Path::new(cwd)).map_err(io_at("make the working directory", Path::new(cwd)))?;
     }
     // Read back by the type that the runtime will use: what is written is valid.
     let spec: oci_spec::runtime::Spec = serde_json::from_value(config).map_err(|err| {
@@ -270,8 +270,9 @@ fn resources(container: &Container) -> Value {
         all.insert("cpu".into(), cpu.into());
     }
     if let Some(bytes) = limits.memory {
-        // Equal values: no swap on top.
-        all.insert("memory".into(), json!({"limit": bytes, "swap": bytes}));
+        all.insert("memory".into(), json!({"limit": bytes}));
+        // No swap on top. Not by `memory.swap`: libcontainer takes the 0 that results from it as "not set".
+        all.insert("unified".into(), json!({"memory.swap.max": "0"}));
     }
     all.into()
 }
@@ -322,15 +323,14 @@ fn mounts(pod: &PodFiles) -> Value {
 
 /// Resolves as a process inside would: links are followed, but never out of the root file system.
 fn open_inside(top: &OwnedFd, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
-    let how = OpenHow::new()
-        .flags(flags | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT);
+    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
     openat2(top, path, how)
 }
 
 /// A small text file of the root file system; empty where it is missing.
 fn read_inside(top: &OwnedFd, path: &str) -> io::Result<String> {
-    match open_inside(top, Path::new(path), OFlag::O_RDONLY) {
+    // Non-blocking: it may be a fifo.
+    match open_inside(top, Path::new(path), OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
         Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(String::new()),
         Err(errno) => Err(errno.into()),
         Ok(fd) => {

@@ -100,7 +100,8 @@ fn limits_become_quota_weight_memory_and_pids() {
         planned["linux"]["resources"],
         json!({
             "cpu": {"period": 100_000, "quota": 25_000, "shares": 102},
-            "memory": {"limit": 67_108_864, "swap": 67_108_864},
+            "memory": {"limit": 67_108_864},
+            "unified": {"memory.swap.max": "0"},
             "pids": {"limit": 7},
         })
     );

@@ -10,6 +10,7 @@ pub mod bundle;
 pub mod container;
 pub mod contract;
 pub mod fake;
+pub mod fixture;
 pub mod forward;
 pub mod image;
 mod layer;

@@ -1,7 +1,7 @@
 //! One container through libcontainer: create, start, clean up; and the executor that gives the program a clean start.
 //!
 //! The only module that names libcontainer (with `exec`). It does not decide when to start. Invariant: the program starts
-//! with no blocked signal, SIGPIPE at its default, and no descriptor but its three streams.
+//! with no signal blocked or ignored (Rust ignores SIGPIPE, and whoever started the agent may ignore more) and no descriptor but its three streams.
 
 use crate::cgroup::ContainerCgroup;
 use beemesh_agent_api::shim::ContainerPlan;
@@ -176,7 +176,9 @@ pub struct Program {
 impl Executor for Program {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let other = |err: &dyn std::error::Error| ExecutorError::Other(chain(err));
-        beemesh_sys::reset_signal(Signal::SIGPIPE).map_err(|err| other(&err))?;
+        for signal in Signal::iterator().filter(|signal| !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP)) {
+            beemesh_sys::reset_signal(signal).map_err(|err| other(&err))?;
+        }
         SigSet::empty().thread_set_mask().map_err(|err| other(&err))?;
         if let Some(seccomp) = &self.seccomp {
             libcontainer::seccomp::initialize_seccomp(seccomp).map_err(|err| other(&err))?;
