@@ -77,7 +77,7 @@ impl Site {
         let _ = fs::remove_dir_all(folder);
         fs::create_dir_all(folder).with_context(|| format!("failed to make `{}`", folder.display()))?;
         let switch = Switch::start()?;
-        let host = SiteHost::start(&switch, "operator", Ipv4Cidr::new(Ipv4Addr::new(10, 77, 0, 1), 24))?;
+        let host = SiteHost::plug(&switch, "operator", Ipv4Cidr::new(Ipv4Addr::new(10, 77, 0, 1), 24))?;
         let site = Self { binaries, folder: folder.to_owned(), switch, host, nodes: Vec::new(), options };
         let init = site.binaries.run_joinpack(["fabric", "init", &site.text("fabric"), "--name", "e2e"])?;
         expect_success("joinpack fabric init", &init)?;
@@ -95,7 +95,7 @@ impl Site {
         line.extend(["--out".into(), self.text(name), "--cell".into(), "site".into()]);
         line.extend(["--found".into(), "--blank-disk".into()]);
         for number in 1..=self.options.nodes {
-            let entry = format!("node-{number},mac={},address={}/24", mac(number), address(number));
+            let entry = format!("node-{number},mac=52:54:00:77:00:{number:02x},address={}/24", address(number));
             line.extend(["--node".into(), entry, "--peer".into(), format!("{}:{FABRIC_PORT}", address(number))]);
         }
         for (name, archive) in &self.options.images {
