@@ -5,8 +5,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Makes the child of `command` leave its session and, where `procs` is given, move itself into that cgroup before
-/// it runs a single instruction of its program. `procs` is a writable descriptor of a `cgroup.procs` file.
+/// Makes the child of `command` leave its session, unblock all signals (a blocked mask would be inherited, and the
+/// child would be deaf to SIGTERM) and, where `procs` is given, move itself into that cgroup before it runs a single
+/// instruction of its program. `procs` is a writable descriptor of a `cgroup.procs` file.
 ///
 /// Source: cgroups(7) (`0` stands for the writing process), setsid(2).
 pub fn join_before_exec(command: &mut Command, procs: Option<OwnedFd>) {
@@ -23,10 +24,24 @@ pub fn join_before_exec(command: &mut Command, procs: Option<OwnedFd>) {
         // SAFETY: setsid(2) takes no arguments and is async-signal-safe. It fails only for a group leader, which a
         // freshly forked child never is.
         unsafe { libc::setsid() };
+        let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: sigemptyset initialises the set it is given, and sigprocmask only reads it; both are
+        // async-signal-safe, and the child has one thread.
+        unsafe {
+            libc::sigemptyset(none.as_mut_ptr());
+            libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut());
+        }
         Ok(())
     };
     // SAFETY: the closure allocates nothing, takes no lock and calls only async-signal-safe functions.
     unsafe { command.pre_exec(enter) };
+}
+
+/// Lets other threads go first: the calling thread's nice value rises by `steps` (at most to 19). Source: nice(2); on
+/// Linux it is a property of the thread.
+pub fn yield_to_others(steps: u8) {
+    // SAFETY: nice(2) takes a number and touches no memory; raising the value needs no privilege.
+    unsafe { libc::nice(steps.into()) };
 }
 
 #[cfg(test)]
@@ -42,6 +57,43 @@ mod tests {
         let text = String::from_utf8(output.stdout).unwrap();
         let mut lines = text.lines();
         assert_eq!(lines.next().unwrap(), lines.next().unwrap());
+    }
+
+    #[test]
+    fn child_is_not_deaf_to_signals_that_its_parent_blocks() {
+        use nix::sys::signal::{SigSet, Signal};
+        let mut mask = SigSet::empty();
+        mask.add(Signal::SIGTERM);
+        let output = std::thread::spawn(move || {
+            mask.thread_block().unwrap();
+            let mut command = Command::new("grep");
+            command.args(["SigBlk", "/proc/self/status"]);
+            join_before_exec(&mut command, None);
+            command.output().unwrap()
+        });
+        let text = String::from_utf8(output.join().unwrap().stdout).unwrap();
+        assert_eq!(text.split_whitespace().last(), Some("0000000000000000"));
+    }
+
+    #[test]
+    fn thread_that_yields_has_a_higher_nice_value_and_its_siblings_do_not() {
+        let nice = || {
+            let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+            let after_name = stat.rsplit_once(')').unwrap().1;
+            after_name
+                .split_whitespace()
+                .nth(16)
+                .unwrap()
+                .parse::<i32>()
+                .unwrap()
+        };
+        let before = nice();
+        let yielded = std::thread::spawn(move || {
+            yield_to_others(3);
+            nice()
+        });
+        assert_eq!(yielded.join().unwrap(), (before + 3).min(19));
+        assert_eq!(nice(), before);
     }
 
     #[test]

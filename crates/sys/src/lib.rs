@@ -8,7 +8,7 @@ mod disposition;
 mod loopdev;
 mod watch;
 
-pub use child::join_before_exec;
+pub use child::{join_before_exec, yield_to_others};
 pub use disposition::{DispositionError, reset_signal};
 pub use loopdev::{LoopError, attach_read_only};
 pub use watch::{WatchError, watch_directory};

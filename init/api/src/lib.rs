@@ -22,6 +22,9 @@ pub mod path {
     pub const STATE_STATUS: &str = "/run/beemesh/state.json";
     /// Written by init when it starts: milliseconds on CLOCK_BOOTTIME of PID 1's first line, decimal.
     pub const BOOT_STARTED: &str = "/run/beemesh/boot-started-ms";
+    /// Written by init, empty, once the devices that were there at boot have their drivers, or waiting for that took
+    /// too long. Before that a disk may be missing: `beemesh-unlock` formats none.
+    pub const SETTLED: &str = "/run/beemesh/settled";
     /// A request to power off or reboot: whoever can write here (root) writes `poweroff` or `reboot` (atomic rename).
     pub const SHUTDOWN: &str = "/run/beemesh/shutdown";
     /// What services print goes to `<LOG>/<service>.log`, at most 1 MiB, and one older file `<service>.log.1`.

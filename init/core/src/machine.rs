@@ -13,7 +13,7 @@ use crate::shutdown::{AFTER_KILL_MS, LIMIT_MS, OTHERS_GRACE_MS, Stage};
 use crate::stick::Sticks;
 use crate::uevent::{Action, Uevent};
 
-/// Services do not wait longer than this for the drivers of the devices that were there at boot, in milliseconds.
+/// Nobody waits longer than this for the drivers of the devices that were there at boot, in milliseconds.
 pub const COLD_PLUG_LIMIT_MS: u64 = 4_000;
 /// Loader children at the same time, besides the cold plug.
 pub const LOADERS_LIMIT: u32 = 2;
@@ -34,8 +34,10 @@ pub enum Shutdown {
 /// Something that a child does because it may block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Job {
-    /// Load the modules of every device in sysfs.
+    /// Load the modules that the boot waits for, of every device in sysfs.
     ColdPlug,
+    /// Load the modules of all other devices in sysfs, at low priority.
+    ColdPlugRest,
     /// Load the modules for these modaliases.
     LoadModules(Vec<String>),
     /// Mount this block device if it is a join stick.
@@ -106,6 +108,8 @@ pub enum Command {
         /// The device node.
         device: Option<String>,
     },
+    /// Say that the devices of the boot have their drivers.
+    AnnounceSettled,
     /// Listen for the power button on this input device (name below `/dev`).
     WatchInput(String),
     /// SIGTERM to every process.
@@ -192,7 +196,7 @@ impl Init {
             return Vec::new();
         }
         let mut commands = self.take(now_ms, event);
-        self.settle(now_ms);
+        commands.extend(self.settle(now_ms));
         commands.extend(
             self.services
                 .iter_mut()
@@ -251,12 +255,12 @@ impl Init {
     }
 
     /// The devices of the boot have their drivers, or waiting for them took too long.
-    fn settle(&mut self, now_ms: u64) {
-        let Some(limit_ms) = self.cold_plug.limit_ms else {
-            return;
-        };
+    fn settle(&mut self, now_ms: u64) -> Option<Command> {
+        let limit_ms = self.cold_plug.limit_ms?;
         let idle = !self.cold_plug.running && self.loaders == 0;
-        self.cold_plug.settled |= idle || limit_ms <= now_ms;
+        let now = !self.cold_plug.settled && (idle || limit_ms <= now_ms);
+        self.cold_plug.settled |= now;
+        now.then_some(Command::AnnounceSettled)
     }
 
     fn service(&mut self, name: &str) -> Option<&mut Service> {
@@ -264,17 +268,13 @@ impl Init {
     }
 
     fn start_services(&mut self, now_ms: u64) -> Vec<Command> {
-        let settled = self.cold_plug.settled;
         let satisfied: Vec<&'static str> = self
             .services
             .iter()
             .filter(|s| s.satisfies())
             .map(|s| s.spec.name)
             .collect();
-        let met = |need: &Need| match need {
-            Need::ColdPlug => settled,
-            Need::Service(name) => satisfied.contains(name),
-        };
+        let met = |Need::Service(name): &Need| satisfied.contains(name);
         self.services
             .iter_mut()
             .filter_map(|s| s.start(now_ms, s.spec.needs.iter().all(met)))
@@ -369,12 +369,14 @@ impl Init {
         let commands = match job {
             Job::ColdPlug => {
                 self.cold_plug.running = false;
-                if std::mem::take(&mut self.cold_plug.again) {
+                let again = std::mem::take(&mut self.cold_plug.again);
+                if again {
                     self.cold_plug_again()
                 } else {
-                    Vec::new()
+                    vec![Command::Run(Job::ColdPlugRest)]
                 }
             }
+            Job::ColdPlugRest => Vec::new(),
             Job::LoadModules(_) => {
                 self.loaders = self.loaders.saturating_sub(1);
                 self.load_pending()

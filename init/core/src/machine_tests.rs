@@ -59,31 +59,41 @@ fn running() -> Init {
 }
 
 #[test]
-fn network_starts_at_once_and_the_agent_after_the_state_volume() {
+fn network_and_unlock_start_at_once_and_the_agent_after_the_state_volume() {
     let (mut init, commands) = booted();
-    assert!(commands.contains(&Command::Start("net")) && commands.contains(&Command::Run(Job::ColdPlug)));
-    assert!(!commands.contains(&Command::Start("unlock")));
-    let commands = init.step(300, Event::JobEnded(Job::ColdPlug, Outcome::Done));
-    assert_eq!(commands, [Command::Start("unlock")]);
+    for command in [
+        Command::Start("net"),
+        Command::Start("unlock"),
+        Command::Run(Job::ColdPlug),
+    ] {
+        assert!(commands.contains(&command), "{commands:?}");
+    }
+    assert!(!commands.contains(&Command::Start("agent")));
     assert!(init.step(301, Event::Started("unlock")).is_empty());
     let commands = init.step(900, Event::Ended("unlock", Ending::Exited(0)));
     assert!(commands.contains(&Command::Start("agent")));
 }
 
 #[test]
-fn unlock_waits_for_the_modules_of_devices_that_the_cold_plug_uncovered() {
+fn devices_are_settled_when_those_that_the_cold_plug_uncovered_have_their_modules_too() {
     let (mut init, _) = booted();
     let commands = init.step(10, modalias("virtio:d00000002v00001AF4"));
     let Some(Command::Run(job)) = commands.first().cloned() else {
         panic!("{commands:?}")
     };
-    assert!(
-        init.step(20, Event::JobEnded(Job::ColdPlug, Outcome::Done))
-            .is_empty()
+    let commands = init.step(20, Event::JobEnded(Job::ColdPlug, Outcome::Done));
+    assert_eq!(
+        commands,
+        [Command::Run(Job::ColdPlugRest)],
+        "what nobody waits for comes last"
     );
     assert_eq!(
         init.step(30, Event::JobEnded(job, Outcome::Done)),
-        [Command::Start("unlock")]
+        [Command::AnnounceSettled]
+    );
+    assert!(
+        init.step(40, Event::JobEnded(Job::ColdPlugRest, Outcome::Done))
+            .is_empty()
     );
 }
 
@@ -93,8 +103,9 @@ fn drivers_that_hang_hold_up_the_boot_for_a_bounded_time() {
     assert_eq!(init.deadline_ms(), Some(COLD_PLUG_LIMIT_MS));
     assert_eq!(
         init.step(COLD_PLUG_LIMIT_MS, Event::Tick),
-        [Command::Start("unlock")]
+        [Command::AnnounceSettled]
     );
+    assert!(init.step(COLD_PLUG_LIMIT_MS + 1, Event::Tick).is_empty());
 }
 
 #[test]

@@ -158,6 +158,11 @@ impl Plan<'_> {
     }
 }
 
+/// What stands below this urgency is loaded before the boot goes on; the rest follows at low priority.
+pub const URGENT: u8 = 3;
+/// What the state volume needs besides its disk; asked for early, since each takes a while.
+pub const STATE_VOLUME: [&str; 4] = ["dm-crypt", "fs-ext4", "xts", "crypto-aes"];
+
 /// How urgent a modalias is: the smaller, the sooner. What the agent waits for comes first: the TPM and the disks,
 /// then the network, then the buses below which those may sit, then the rest.
 #[must_use]
@@ -169,14 +174,16 @@ pub fn urgency(modalias: &str) -> u8 {
         .map(|(_, class)| class);
     match pci_class {
         Some(class) if class.starts_with("01") => return 0,
-        Some(class) if class.starts_with("0Csc03") || class.starts_with("0csc03") => return 1,
+        // The stick: its bus, hub and disk follow one after the other.
+        Some(class) if class.starts_with("0Csc03") || class.starts_with("0csc03") => return 0,
         Some(class) if class.starts_with("02") => return 2,
         _ => {}
     }
     // Other than virtio's generic PCI function, whose class says nothing: it carries disks.
     if modalias.starts_with("pci:v00001AF4") || modalias.starts_with("virtio:d00000002") {
         0
-    } else if modalias.contains("MSFT0101")
+    } else if STATE_VOLUME.contains(&modalias)
+        || modalias.contains("MSFT0101")
         || modalias.starts_with("tpm")
         || modalias.starts_with("scsi:t-0x00")
     {

@@ -28,8 +28,6 @@ pub enum Kind {
 /// What must be before a service is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
-    /// The devices that were there at boot have their drivers, or waiting for them took too long.
-    ColdPlug,
     /// This service has ended (oneshot) or was started (daemon).
     Service(&'static str),
 }
@@ -64,7 +62,7 @@ pub fn product_services() -> Vec<ServiceSpec> {
             name: "unlock",
             program: "/usr/lib/beemesh/beemesh-unlock",
             kind: Kind::Oneshot,
-            needs: vec![Need::ColdPlug],
+            needs: Vec::new(),
             grace_ms: 2_000,
         },
         ServiceSpec {

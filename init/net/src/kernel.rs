@@ -135,7 +135,9 @@ impl Kernel {
         for message in self.address_messages(index).await? {
             let permanent = message.header.flags.contains(AddressHeaderFlags::Permanent);
             let stays = |cidr: Cidr| {
-                kept.contains(&cidr) || is_the_kernels(&cidr.address) || (cidr.address.is_ipv6() && !permanent)
+                kept.contains(&cidr)
+                    || is_the_kernels(&cidr.address)
+                    || (cidr.address.is_ipv6() && !permanent)
             };
             let ours = read_address(&message).is_some_and(stays);
             if !ours {

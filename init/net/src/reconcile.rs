@@ -24,6 +24,10 @@ use crate::watch::ConfigFile;
 const POLL: Duration = Duration::from_millis(200);
 /// The pause before what the kernel refused is tried again.
 const RETRY: Duration = Duration::from_secs(2);
+/// A card finds its cable some time after it was switched on: before that, nobody is told that there is none.
+const CABLE_GRACE: Duration = Duration::from_secs(6);
+/// What nobody needs to be told.
+const WAITING: &str = "waiting for an address";
 /// Reports of DHCP tasks that may wait.
 const REPORTS: usize = 64;
 /// Metric of the default route of the first link; the others follow by index.
@@ -44,6 +48,7 @@ struct Applied {
     lease: Option<Lease>,
     error: Option<String>,
     retry_at: Option<Instant>,
+    since: Instant,
     said: Option<String>,
 }
 
@@ -102,7 +107,12 @@ impl Reconciler {
             tokio::select! {
                 _ = poll.tick() => {
                     let now = Instant::now();
-                    dirty = self.applied.values().any(|a| a.task.is_none() && a.retry_at.is_some_and(|at| at <= now));
+                    let due = |a: &Applied| {
+                        let silent = a.said.as_ref().is_none_or(|line| line.ends_with(WAITING));
+                        let cable = !a.link.carrier && a.error.is_none() && silent && now >= a.since + CABLE_GRACE;
+                        cable || (a.task.is_none() && a.retry_at.is_some_and(|at| at <= now))
+                    };
+                    dirty = self.applied.values().any(due);
                 }
                 change = self.changes.next() => {
                     change.context("the kernel closed the network socket")?;
@@ -166,7 +176,8 @@ impl Reconciler {
         if let Some(task) = before.as_ref().and_then(|applied| applied.task.as_ref()) {
             task.abort();
         }
-        let (mut lease, said) = before.map_or((None, None), |b| (b.lease, b.said));
+        let before = before.map(|b| (b.lease, b.said, b.since));
+        let (mut lease, said, since) = before.unwrap_or_else(|| (None, None, Instant::now()));
         let mut task = None;
         let done = match &plan {
             LinkPlan::Static {
@@ -200,6 +211,7 @@ impl Reconciler {
                 lease,
                 error,
                 retry_at,
+                since,
                 said,
             },
         );
@@ -295,10 +307,12 @@ impl Reconciler {
                 .map(String::as_str)
                 .filter(|a| !a.starts_with("fe80:"))
                 .collect();
+            let just_began = !applied.link.carrier && applied.since.elapsed() < CABLE_GRACE;
             let line = match &error {
+                Some(_) if just_began => format!("network: {}: {WAITING}", applied.link.name),
                 Some(error) => format!("network: {}: {error}", applied.link.name),
                 None if usable.is_empty() => {
-                    format!("network: {}: waiting for an address", applied.link.name)
+                    format!("network: {}: {WAITING}", applied.link.name)
                 }
                 None => format!(
                     "network: {} has {} ({source})",
@@ -307,7 +321,7 @@ impl Reconciler {
                 ),
             };
             if applied.said.as_ref() != Some(&line) {
-                lines.extend((!line.ends_with("waiting for an address")).then(|| line.clone()));
+                lines.extend((!line.ends_with(WAITING)).then(|| line.clone()));
                 applied.said = Some(line);
             }
             let (name, mac) = (applied.link.name.clone(), applied.link.mac_text());

@@ -328,6 +328,14 @@ impl Driver {
             Command::Run(job) => self.run_job(job),
             Command::Scan => self.queue.push_back(Event::Scanned(scan())),
             Command::WriteStick { generation, device } => self.write_stick(generation, device),
+            Command::AnnounceSettled => {
+                if let Err(error) = system::write_atomically(path::SETTLED, "") {
+                    self.console.say(&format!(
+                        "beemesh: cannot announce the devices: {}",
+                        words(&error)
+                    ));
+                }
+            }
             Command::WatchInput(name) => self.watch_input(&name),
             Command::TerminateEveryone => self.signal_everyone(Signal::SIGTERM),
             Command::KillEveryone => self.signal_everyone(Signal::SIGKILL),
@@ -354,6 +362,7 @@ impl Driver {
         let output = || self.job_log.writer().map_or_else(|_| Stdio::null(), Stdio::from);
         let mut command = process::Command::new(SELF);
         command.args(arguments).env_clear().env("PATH", PATH);
+        beemesh_sys::join_before_exec(&mut command, None);
         let child = command
             .stdin(Stdio::null())
             .stdout(output())

@@ -1,6 +1,6 @@
 //! What runs in short-lived children because it may block, and the kernel's `modprobe`. The exit code is the outcome.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode};
 use std::sync::{Mutex, PoisonError};
 
 use beemesh_init_api::{JOIN_LABEL, STATE_MAPPER, path};
-use beemesh_init_core::modules::urgency;
+use beemesh_init_core::modules::{STATE_VOLUME, URGENT, urgency};
 use beemesh_init_core::uevent::parse_sysfs;
 use beemesh_init_core::volume::{BOOT_SECTOR, ROOT_DIRECTORY_BYTES, parse_boot_sector, parse_root_label};
 use beemesh_init_core::{Job, Outcome};
@@ -17,19 +17,18 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::chain::{Attempt, StepError, words};
-use crate::loader::Loader;
+use crate::loader::{Loader, log};
 
 /// Exit code of [`Outcome::Nothing`].
 const NOTHING: u8 = 3;
 /// Devices whose modalias a cold plug reads.
 const DEVICES_LIMIT: usize = 16_384;
-/// Depth of sysfs that a cold plug walks.
-const DEPTH_LIMIT: u32 = 24;
 
 /// The arguments that make this program carry out `job`.
 pub fn arguments(job: &Job) -> Vec<String> {
     match job {
         Job::ColdPlug => vec!["cold-plug".to_owned()],
+        Job::ColdPlugRest => vec!["cold-plug-rest".to_owned()],
         Job::LoadModules(modaliases) => std::iter::once("load-modules".to_owned())
             .chain(modaliases.iter().cloned())
             .collect(),
@@ -50,7 +49,8 @@ pub fn outcome(code: Option<i32>) -> Outcome {
 /// The program as a child.
 pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
     let outcome = match arguments.next().as_deref() {
-        Some("cold-plug") => cold_plug(),
+        Some("cold-plug") => cold_plug(true),
+        Some("cold-plug-rest") => cold_plug(false),
         Some("load-modules") => load(&arguments.collect::<Vec<_>>()),
         // What the kernel calls for request_module(): `modprobe -q -- NAME`.
         Some("-q") => load(&arguments.filter(|a| !a.starts_with('-')).collect::<Vec<_>>()),
@@ -97,15 +97,19 @@ fn load(requests: &[String]) -> Outcome {
     )
 }
 
-fn cold_plug() -> Outcome {
-    let mut found = BTreeMap::new();
-    walk(Path::new("/sys/devices"), 0, &mut found);
-    load_ordered(
-        found
-            .into_keys()
-            .map(|modalias| (urgency(&modalias), modalias))
-            .collect(),
-    )
+fn cold_plug(urgent: bool) -> Outcome {
+    if !urgent {
+        beemesh_sys::yield_to_others(10);
+    }
+    let mut requests: Vec<(u8, String)> = modaliases()
+        .into_iter()
+        .map(|alias| (urgency(&alias), alias))
+        .collect();
+    if urgent {
+        requests.extend(STATE_VOLUME.map(|module| (urgency(module), module.to_owned())));
+    }
+    requests.retain(|(urgency, _)| (*urgency < URGENT) == urgent);
+    load_ordered(requests)
 }
 
 /// Two at a time: while one driver waits for its device, the other goes on. The kernel makes a module that is wanted
@@ -128,7 +132,7 @@ fn load_ordered(mut requests: Vec<(u8, String)>) -> Outcome {
             let Some((_, request)) = next else { return loaded };
             match loader.load(&request) {
                 Ok(count) => loaded += count,
-                Err(errors) => errors.iter().for_each(|error| eprintln!("{}", words(error))),
+                Err(errors) => errors.iter().for_each(|error| log(&words(error))),
             }
         }
     };
@@ -143,18 +147,23 @@ fn load_ordered(mut requests: Vec<(u8, String)>) -> Outcome {
     }
 }
 
-fn walk(directory: &Path, depth: u32, found: &mut BTreeMap<String, ()>) {
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        let Ok(kind) = entry.file_type() else { continue };
-        if kind.is_dir() && depth < DEPTH_LIMIT {
-            walk(&entry.path(), depth + 1, found);
-        } else if kind.is_file() && entry.file_name() == "modalias" && found.len() < DEVICES_LIMIT {
-            let text = fs::read_to_string(entry.path()).unwrap_or_default();
-            if !text.trim().is_empty() {
-                found.insert(text.trim().to_owned(), ());
+/// What the devices on all buses, and input devices, are called.
+fn modaliases() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let buses = fs::read_dir("/sys/bus")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|bus| bus.path().join("devices"));
+    for directory in buses.chain(["/sys/class/input".into(), "/sys/class/dmi".into()]) {
+        for device in fs::read_dir(directory).into_iter().flatten().flatten() {
+            let text = fs::read_to_string(device.path().join("modalias")).unwrap_or_default();
+            if !text.trim().is_empty() && found.len() < DEVICES_LIMIT {
+                found.insert(text.trim().to_owned());
             }
         }
     }
+    found
 }
 
 // The stick.

@@ -1,10 +1,12 @@
 //! Loads kernel modules from the system's own directory, dependencies first. Runs in the initramfs and in children,
 //! never in PID 1's event loop: a driver's probe may take long.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use beemesh_init_core::modules::{InvalidIndex, ModuleIndex};
 use nix::errno::Errno;
@@ -27,8 +29,8 @@ pub enum LoaderError {
 pub struct Loader {
     base: PathBuf,
     index: ModuleIndex,
-    /// Paths that were tried: once is enough.
-    tried: Mutex<BTreeSet<String>>,
+    /// Whether a path was tried: once is enough.
+    modules: Mutex<BTreeMap<String, Arc<Mutex<bool>>>>,
 }
 
 impl Loader {
@@ -52,7 +54,7 @@ impl Loader {
         Ok(Self {
             index: ModuleIndex::parse(&dep, &alias, &soft)?,
             base,
-            tried: Mutex::default(),
+            modules: Mutex::default(),
         })
     }
 
@@ -61,26 +63,54 @@ impl Loader {
     pub fn load(&self, request: &str) -> Result<usize, Vec<StepError>> {
         let (mut errors, mut count) = (Vec::new(), 0);
         for path in self.index.plan_load(request) {
-            if !self
-                .tried
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(path.to_owned())
-            {
-                continue;
+            // Held while the module loads: who needs it too waits, or its own module would miss the symbols.
+            let state = Arc::clone(lock(&self.modules).entry(path.to_owned()).or_default());
+            let mut tried = lock(&state);
+            if !std::mem::replace(&mut *tried, true) {
+                count += 1;
+                errors.extend(insert(&self.base.join(path)).err());
             }
-            count += 1;
-            errors.extend(insert(&self.base.join(path)).err());
         }
         if errors.is_empty() { Ok(count) } else { Err(errors) }
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A driver that takes longer than this is named in the log, in milliseconds.
+const SLOW_MS: u128 = 100;
+
 /// Loads one file; a module that is there already is fine, and so is a driver without its device.
 fn insert(path: &Path) -> Result<(), StepError> {
+    // The kernel would read the file and check its signature before it finds that it has the module.
+    if is_live(path) {
+        return Ok(());
+    }
+    let started = Instant::now();
     let file = File::open(path).attempt("open", path)?;
-    match finit_module(&file, c"", ModuleInitFlags::empty()) {
+    let result = finit_module(&file, c"", ModuleInitFlags::empty());
+    let took = started.elapsed().as_millis();
+    if took >= SLOW_MS {
+        log(&format!("`{}` took {took} ms to load", path.display()));
+    }
+    match result {
         Err(Errno::EEXIST | Errno::ENODEV) | Ok(()) => Ok(()),
         other => other.attempt("load", path),
     }
+}
+
+fn is_live(path: &Path) -> bool {
+    let name = path
+        .file_stem()
+        .and_then(|stem| stem.to_str())
+        .unwrap_or_default()
+        .replace('-', "_");
+    std::fs::read_to_string(format!("/sys/module/{name}/initstate")).is_ok_and(|state| state.trim() == "live")
+}
+
+/// One line, in one write: two threads print here.
+pub fn log(line: &str) {
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }

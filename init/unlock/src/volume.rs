@@ -1,0 +1,264 @@
+//! The decisions: which volume, whether to make one, and what to say. The order is the product's promise:
+//!
+//! 1. our volume, wherever it is; 2. else a blank built-in disk becomes one; 3. else memory, with a warning.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use beemesh_firmware_tpm::{Kind, Tpm, TpmError};
+use beemesh_init_api::{STATE_LABEL, StateStatus, path};
+
+use crate::device::{Device, list, names};
+use crate::filesystem::{self, FilesystemError};
+use crate::luks::{self, LuksError};
+use crate::signature::Signature;
+
+/// How long disks (and a TPM that the firmware announces) may take to appear, if nobody says that all are there.
+const WAIT: Duration = Duration::from_millis(6_000);
+/// Controllers look for their disks on their own time: a blank disk is made ours, or the search given up, only when
+/// all drivers are there and no further disk has appeared for this long. It may carry our volume.
+const SETTLED: Duration = Duration::from_millis(700);
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(25);
+
+/// Why there is no state volume on a disk.
+#[derive(Debug, thiserror::Error)]
+enum VolumeError {
+    #[error(transparent)]
+    Luks(#[from] LuksError),
+    #[error(transparent)]
+    Filesystem(#[from] FilesystemError),
+}
+
+/// Mounts a state volume at `target`, whatever it takes. `tpm` is asked for once the disks are there.
+pub fn provide(tpm: &dyn Fn() -> Box<dyn Tpm>, target: &Path) -> StateStatus {
+    if filesystem::is_mounted(target) {
+        let message = "the state volume is mounted already".to_owned();
+        return StateStatus {
+            device: Some(target.display().to_string()),
+            encrypted: false,
+            message,
+        };
+    }
+    let found = wait_for_disks();
+    wait_for_tpm(found.until);
+    let tpm = tpm();
+    let mut failures = Vec::new();
+    for device in found
+        .devices
+        .iter()
+        .filter(|d| matches!(d.signature, Signature::Luks(_) | Signature::Ext4))
+    {
+        match mount_existing(device, tpm.as_ref(), target) {
+            Ok(status) => return status,
+            Err(error) => failures.push(explain(device, &error)),
+        }
+    }
+    // A volume that does not open is left for whoever can open it; another disk is not taken in its place, since
+    // the node would come up as a stranger.
+    if failures.is_empty() {
+        if let Some(device) = best_blank(&found.devices) {
+            match make(&device, tpm.as_ref(), target) {
+                Ok(status) => return status,
+                Err(error) => failures.push(explain(&device, &error)),
+            }
+        }
+    }
+    let why = if failures.is_empty() {
+        "no state volume and no blank built-in disk was found".to_owned()
+    } else {
+        failures.join("; ")
+    };
+    let message = match filesystem::mount_memory(target) {
+        Ok(()) => format!("{why}: this machine forgets everything when it is switched off"),
+        Err(error) => format!("{why}; and no memory volume: {}", chain(&error)),
+    };
+    StateStatus {
+        device: None,
+        encrypted: false,
+        message,
+    }
+}
+
+struct Found {
+    devices: Vec<Device>,
+    until: Instant,
+}
+
+/// Until our volume is there, or all drivers are and nothing has appeared for a while, or the time is up.
+fn wait_for_disks() -> Found {
+    let until = Instant::now() + WAIT;
+    let (mut known, mut devices) = (names(), list());
+    let mut quiet_since = Instant::now();
+    let mut all_drivers = false;
+    loop {
+        let ours = devices
+            .iter()
+            .any(|d| matches!(d.signature, Signature::Luks(_) | Signature::Ext4));
+        if ours || (all_drivers && quiet_since.elapsed() >= SETTLED) || Instant::now() >= until {
+            return Found { devices, until };
+        }
+        std::thread::sleep(PAUSE);
+        let now = names();
+        let drivers = Path::new(path::SETTLED).exists();
+        if now != known || drivers != all_drivers {
+            (known, devices, quiet_since, all_drivers) = (now, list(), Instant::now(), drivers);
+        }
+    }
+}
+
+/// The firmware says by an ACPI table that there is a TPM; its driver may still be at work.
+fn wait_for_tpm(until: Instant) {
+    let announced = Path::new("/sys/firmware/acpi/tables/TPM2").exists();
+    while announced && Instant::now() < until && !Path::new(beemesh_firmware_tpm::DEVICE).exists() {
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// The largest; of equals the first by name.
+fn best_blank(devices: &[Device]) -> Option<Device> {
+    let mut best: Option<&Device> = None;
+    for device in devices
+        .iter()
+        .filter(|d| matches!(d.signature, Signature::Zeros | Signature::Unfinished))
+    {
+        if best.is_none_or(|b| device.size > b.size) && device.is_usable() {
+            best = Some(device);
+        }
+    }
+    best.cloned()
+}
+
+fn mount_existing(device: &Device, tpm: &dyn Tpm, target: &Path) -> Result<StateStatus, VolumeError> {
+    let encrypted = matches!(device.signature, Signature::Luks(_));
+    let node = match device.signature {
+        Signature::Luks(header_bytes) => luks::open(&device.node, header_bytes, tpm)?,
+        _ => device.node.clone(),
+    };
+    let mounted = filesystem::check(&node).and_then(|()| filesystem::mount_ext4(&node, target));
+    if let (Err(_), true) = (&mounted, encrypted) {
+        let _ = luks::close();
+    }
+    mounted?;
+    let how = if encrypted {
+        "encrypted, opened by this machine's TPM"
+    } else {
+        "not encrypted"
+    };
+    Ok(status(
+        &device.node,
+        encrypted,
+        format!("state volume on {}: {how}", device.node.display()),
+    ))
+}
+
+fn make(device: &Device, tpm: &dyn Tpm, target: &Path) -> Result<StateStatus, VolumeError> {
+    let encrypted = tpm.kind() == Kind::Device;
+    let node: PathBuf = if encrypted {
+        luks::format(&device.node, tpm)?
+    } else {
+        device.node.clone()
+    };
+    filesystem::make(&node, STATE_LABEL)?;
+    if encrypted {
+        luks::finish(&device.node)?;
+    }
+    filesystem::mount_ext4(&node, target)?;
+    let name = device.node.display();
+    let message = if encrypted {
+        format!("the blank disk {name} is now this machine's state volume, encrypted with a key in its TPM")
+    } else {
+        format!(
+            "the blank disk {name} is now this machine's state volume, not encrypted: this machine has no TPM"
+        )
+    };
+    Ok(status(&device.node, encrypted, message))
+}
+
+fn status(device: &Path, encrypted: bool, message: String) -> StateStatus {
+    StateStatus {
+        device: Some(device.display().to_string()),
+        encrypted,
+        message,
+    }
+}
+
+/// A sentence that can be read out on the phone.
+fn explain(device: &Device, error: &VolumeError) -> String {
+    let name = device.node.display();
+    match error {
+        VolumeError::Luks(LuksError::Tpm(TpmError::Foreign | TpmError::OtherKind { .. })) => {
+            format!(
+                "the state volume on {name} belongs to another machine, or the TPM was cleared; it is left untouched"
+            )
+        }
+        VolumeError::Luks(LuksError::Tpm(TpmError::StateChanged)) => format!(
+            "the state volume on {name} stays locked because the Secure Boot settings of this machine were changed"
+        ),
+        VolumeError::Filesystem(FilesystemError::Damaged(_)) => {
+            format!("the state volume on {name} is damaged and needs a repair by hand; it is left untouched")
+        }
+        other => format!("the state volume on {name} cannot be used: {}", chain(other)),
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device() -> Device {
+        let node = PathBuf::from("/dev/vda");
+        Device {
+            node,
+            size: 1 << 30,
+            built_in: true,
+            may_be_formatted: true,
+            signature: Signature::Unfinished,
+        }
+    }
+
+    #[test]
+    fn largest_usable_disk_is_taken_and_of_equals_the_first() {
+        let small = Device {
+            size: 1 << 29,
+            ..device()
+        };
+        let twin = Device {
+            node: "/dev/vdb".into(),
+            ..device()
+        };
+        let stick = Device {
+            size: 1 << 40,
+            built_in: false,
+            ..device()
+        };
+        let foreign = Device {
+            size: 1 << 41,
+            signature: Signature::Foreign,
+            ..device()
+        };
+        assert_eq!(
+            best_blank(&[small, device(), twin, stick, foreign]),
+            Some(device())
+        );
+    }
+
+    #[test]
+    fn disk_of_another_machine_is_explained_and_said_to_be_untouched() {
+        let text = explain(&device(), &VolumeError::Luks(LuksError::Tpm(TpmError::Foreign)));
+        assert!(
+            text.contains("/dev/vda belongs to another machine") && text.contains("untouched"),
+            "{text}"
+        );
+    }
+}
