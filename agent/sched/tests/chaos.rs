@@ -114,14 +114,22 @@ impl Chaos {
                 .zip(wanted)
                 .all(|(name, replicas)| world.runs_exactly(&deletion(name).workload, replicas))
         };
-        let took = self.world.run_until(60_000, right);
-        assert!(
-            took.is_some(),
-            "no rest: wanted {wanted:?}, {}",
-            self.world.describe()
-        );
-        self.world.run(5000);
-        assert!(right(&self.world), "no lasting rest");
+        // Right may be by chance while the news of the last fault is still on its way: it must last.
+        let mut since = None;
+        let began = self.world.now;
+        while since.is_none_or(|since| self.world.now < since + 8000) {
+            assert!(
+                self.world.now < began + 60_000,
+                "no rest: wanted {wanted:?}, {}",
+                self.world.describe()
+            );
+            self.world.run(50);
+            since = if right(&self.world) {
+                since.or(Some(self.world.now))
+            } else {
+                None
+            };
+        }
         let unsettled = self
             .world
             .nodes

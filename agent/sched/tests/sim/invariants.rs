@@ -26,6 +26,12 @@ impl Invariants {
             .filter(|(_, node)| node.powered)
             .flat_map(|(n, node)| node.pods.values().map(move |pod| (n, pod)))
             .filter(|(_, pod)| pod.key == *key)
+            // `SPEC.md`, "Not guaranteed": a leased copy needs its agent to stop it in time.
+            .filter(|(n, pod)| {
+                let away =
+                    nodes[*n].cell.is_none() || nodes[*n].paused_until > now || pod.uncounted_until > now;
+                !(pod.stamp.leased && away)
+            })
             .map(|(n, pod)| (n, pod.stamp.token))
             .collect();
         self.most_copies = self.most_copies.max(copies.len());

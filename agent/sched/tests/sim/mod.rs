@@ -3,7 +3,7 @@
 //! It drives the shipped [`Cell`] through its public interface alone and executes its commands as a driver would. Two
 //! worlds with the same seed and the same calls are equal. After every command the invariants of `SPEC.md` are checked.
 
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
+#![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::expect_used)]
 
 mod invariants;
 mod manifest;
@@ -54,6 +54,8 @@ impl Default for Network {
 pub struct SimPod {
     pub key: Key,
     pub stamp: Stamp,
+    /// A leased copy is not counted until then: its agent was away, and nobody could fence it.
+    pub uncounted_until: u64,
     stopping: bool,
 }
 
@@ -72,7 +74,7 @@ pub struct Node {
     pub side: u32,
     life: u64,
     clock_zero: u64,
-    paused_until: u64,
+    pub paused_until: u64,
     connected: BTreeSet<usize>,
     refused: BTreeSet<PeerId>,
 }
@@ -254,6 +256,9 @@ impl World {
             tuning: self.tuning.clone(),
         };
         node.cell = Some(Cell::new(config, node.persisted.clone(), Millis(offset)));
+        for pod in node.pods.values_mut().filter(|pod| pod.stamp.leased) {
+            pod.uncounted_until = self.now + self.tuning.fence_ms + 500;
+        }
         let (capacity, pods) = (node.capacity.clone(), node.pods.clone());
         let pods = pods.into_iter().map(|(pod_id, pod)| RecoveredPod {
             pod_id,
@@ -615,6 +620,7 @@ impl World {
                 let pod = SimPod {
                     key: key.clone(),
                     stamp,
+                    uncounted_until: 0,
                     stopping: false,
                 };
                 assert!(
