@@ -3,7 +3,7 @@
 use crate::journal::Journal;
 use crate::store::{Store, StoreError};
 use beemesh_agent_api::WorkloadId;
-use beemesh_agent_sched::{Persisted, Record, RecoveredPod};
+use beemesh_agent_sched::{Persisted, Record, RecoveredPod, Stamp};
 use beemesh_ids::Digest;
 use serde::{Deserialize, Serialize};
 
@@ -16,8 +16,7 @@ struct PodDocument {
     pod_id: String,
     workload: WorkloadId,
     ordinal: u32,
-    token: u64,
-    template: u64,
+    stamp: Stamp,
 }
 
 /// The folder of the cell's documents.
@@ -50,8 +49,8 @@ impl Ledger {
 
     /// Remembers a pod that is about to be started.
     pub fn remember_pod(&self, pod: &RecoveredPod) -> Result<(), StoreError> {
-        let RecoveredPod { pod_id, workload, ordinal, token, template } = pod.clone();
-        let document = PodDocument { pod_id, workload, ordinal, token, template };
+        let RecoveredPod { pod_id, workload, ordinal, stamp } = pod.clone();
+        let document = PodDocument { pod_id, workload, ordinal, stamp };
         self.0.save(&format!("{PODS}/{}.json", pod.pod_id), &document)
     }
 
@@ -67,8 +66,8 @@ impl Ledger {
         let (mut known, mut unknown) = (Vec::new(), Vec::new());
         for pod_id in running {
             match self.0.load::<PodDocument>(&format!("{PODS}/{pod_id}.json")) {
-                Ok(Some(PodDocument { pod_id, workload, ordinal, token, template })) => {
-                    known.push(RecoveredPod { pod_id, workload, ordinal, token, template });
+                Ok(Some(PodDocument { pod_id, workload, ordinal, stamp })) => {
+                    known.push(RecoveredPod { pod_id, workload, ordinal, stamp });
                 }
                 _ => unknown.push(pod_id.clone()),
             }
@@ -95,7 +94,7 @@ mod tests {
 
     fn pod(pod_id: &str) -> RecoveredPod {
         let workload = WorkloadId { namespace: "default".into(), kind: WorkloadKind::Pod, name: "web".into() };
-        RecoveredPod { pod_id: pod_id.into(), workload, ordinal: 0, token: 7, template: 9 }
+        RecoveredPod { pod_id: pod_id.into(), workload, ordinal: 0, stamp: Stamp { token: 7, template: 9, leased: false } }
     }
 
     #[test]

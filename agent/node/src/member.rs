@@ -220,8 +220,8 @@ impl Driver {
                 Ok(change) => return Some(Event::Change { change, envelope }),
                 Err(error) => tracing::warn!(%error, "a change from a member was refused"),
             },
-            Command::Start { pod_id, workload, ordinal, token, template, spec, accepted_at } => {
-                let pod = RecoveredPod { pod_id, workload, ordinal, token, template };
+            Command::Start { pod_id, workload, ordinal, stamp, spec, accepted_at } => {
+                let pod = RecoveredPod { pod_id, workload, ordinal, stamp };
                 self.start_pod(pod, *spec, accepted_at);
             }
             Command::Stop { pod_id, grace_seconds } => self.stop_pod(pod_id, grace_seconds),

@@ -1,0 +1,172 @@
+//! One box, many sticks: every bad one is refused in words, none leaves anything behind, and the good one is taken a
+//! moment later without a reboot. What the box runs is not touched by bad sticks.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use beemesh_ci_e2e::site::{Serving, wait_until};
+use beemesh_ci_e2e::{Binaries, Site, SiteOptions, nginx};
+use beemesh_ci_testkit::{Stick, StickImage};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+const BOOT: Duration = Duration::from_secs(180);
+const REACTION: Duration = Duration::from_secs(45);
+
+/// A pack on a stick of its own, with a name for the machine's USB port.
+struct Bad {
+    id: &'static str,
+    image: PathBuf,
+    /// The word of the refusal.
+    word: &'static str,
+}
+
+fn vector(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../usb-joinpack/vectors").join(name).join("pack")
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-r").arg(from).arg(to).status().unwrap();
+    assert!(copied.success());
+}
+
+fn stick_of(site: &Site, name: &str, folder: &Path, mebibytes: u64) -> PathBuf {
+    let image = site.folder.join(format!("{name}.img"));
+    StickImage::from_folder(&image, mebibytes, folder).unwrap();
+    image
+}
+
+/// The site's own pack with one thing changed.
+fn changed(site: &Site, name: &str, change: impl FnOnce(&Path)) -> PathBuf {
+    let folder = site.folder.join(name);
+    copy_folder(&site.folder.join("pack"), &folder);
+    change(&folder);
+    stick_of(site, &format!("stick-{name}"), &folder, 64)
+}
+
+fn first_blob(pack: &Path) -> PathBuf {
+    fs::read_dir(pack.join("blobs/sha256")).unwrap().next().unwrap().unwrap().path()
+}
+
+fn bad_sticks(site: &Site) -> Vec<Bad> {
+    let of_vector = |id: &'static str, word: &'static str| {
+        let image = stick_of(site, &format!("stick-{id}"), &vector(id), 16);
+        Bad { id, image, word }
+    };
+    let flipped = changed(site, "flipped-bit", |_| {});
+    let stick = StickImage::open(&flipped).unwrap();
+    let bytes = stick.read("joinpack.json").unwrap();
+    // A bit that leaves base64 what it is: the signature must notice it, not the parser.
+    let half = bytes.len() / 2;
+    let offset = (half..).find(|&at| bytes[at].is_ascii_alphanumeric() && (bytes[at] ^ 1).is_ascii_alphanumeric());
+    stick.flip_bit("joinpack.json", offset.unwrap() as u64, 0).unwrap();
+    let huge = site.folder.join("huge");
+    fs::create_dir(&huge).unwrap();
+    fs::File::create(huge.join("joinpack.json")).unwrap().set_len((2 << 30) - 1).unwrap();
+    let swapped = changed(site, "wrong-digest", |pack| {
+        let blob = first_blob(pack);
+        let mut bytes = fs::read(&blob).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        fs::write(&blob, bytes).unwrap();
+    });
+    let unlisted = changed(site, "unlisted-blob", |pack| {
+        fs::write(pack.join("blobs/sha256").join("0".repeat(64)), b"not in the manifest").unwrap();
+    });
+    vec![
+        Bad { id: "flipped", image: flipped, word: "bad-signature" },
+        Bad { id: "unlisted", image: unlisted, word: "unlisted-blob" },
+        Bad { id: "swapped", image: swapped, word: "wrong-digest" },
+        of_vector("unknown-signer", "unknown-key"),
+        of_vector("expired", "expired"),
+        of_vector("path-escapes", "path-escapes"),
+        Bad { id: "huge", image: stick_of(site, "stick-huge", &huge, 2304), word: "too-large" },
+    ]
+}
+
+/// Puts the stick in, waits for the refusal on the console, pulls it, and reads the receipt.
+fn refuse(site: &mut Site, bad: &Bad) {
+    let mark = site.nodes[0].machine.console().mark();
+    let machine = &mut site.nodes[0].machine;
+    machine.plug(Stick::data(bad.id, &bad.image)).unwrap();
+    let expected = format!("the join stick was refused ({})", bad.word);
+    machine.console().wait_for_after(mark, expected.as_str(), REACTION).unwrap();
+    let receipt = wait_until(REACTION, "a receipt on the stick", || {
+        let stick = StickImage::open(&bad.image)?;
+        let names = stick.files()?;
+        match names.iter().find(|name| name.starts_with("receipts/")) {
+            Some(name) => Ok(Ok(stick.read(name)?)),
+            None => Ok(Err(format!("{names:?}"))),
+        }
+    });
+    machine.unplug(bad.id).unwrap();
+    let folder = site.folder.join(format!("receipts-{}", bad.id));
+    fs::create_dir_all(folder.join("receipts")).unwrap();
+    fs::write(folder.join("receipts/receipt.json"), receipt.unwrap()).unwrap();
+    // The tool, not this test, judges the signature.
+    let shown = site.binaries.run_joinpack(["receipts", &folder.display().to_string(), "-o", "json"]).unwrap();
+    let text = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.status.success(), "{text} {}", String::from_utf8_lossy(&shown.stderr));
+    assert!(text.contains(bad.word) && text.contains("12D3KooW"), "{}: {text}", bad.id);
+}
+
+fn copies(serving: &[Serving]) -> Vec<String> {
+    serving.iter().map(|replica| replica.pod_id.clone()).collect()
+}
+
+#[test]
+fn bad_sticks_are_refused_in_words_and_the_good_one_is_taken_without_a_reboot() {
+    let binaries = Binaries::find().unwrap();
+    let archive = nginx::archive(&binaries.target).unwrap();
+    let images = vec![(nginx::IMAGE.to_owned(), archive)];
+    let folder = binaries.target.join("e2e/sticks");
+    let mut site = Site::create(&folder, SiteOptions { nodes: 1, images, create: Vec::new() }).unwrap();
+    let os = site.stick("os", None).unwrap();
+    let config = site.machine(1, &os).unwrap();
+    site.start_machine(1, config).unwrap();
+    site.nodes[0].machine.wait_for("insert a join stick", BOOT).unwrap();
+    let bad = bad_sticks(&site);
+    for stick in &bad {
+        refuse(&mut site, stick);
+    }
+
+    // Pulled out in the middle of reading: said, and the box is still a stranger.
+    let good = stick_of(&site, "stick-good", &site.folder.join("pack"), 64);
+    let mark = site.nodes[0].machine.console().mark();
+    let machine = &mut site.nodes[0].machine;
+    machine.plug(Stick::data("slow", &good).slow(400_000)).unwrap();
+    machine.console().wait_for_after(mark, "reading the join stick", REACTION).unwrap();
+    machine.wait_stick_read("slow", 1_000_000, REACTION).unwrap();
+    machine.unplug("slow").unwrap();
+    machine.console().wait_for_after(mark, "the join stick was refused (read-failed)", REACTION).unwrap();
+    assert!(site.ctl(0).unwrap().run(&["nodes"]).is_ok_and(|output| !output.status.success()), "half joined");
+
+    let mark = site.nodes[0].machine.console().mark();
+    site.nodes[0].machine.plug(Stick::data("good", &good)).unwrap();
+    site.nodes[0].machine.console().wait_for_after(mark, "joined fabric", REACTION).unwrap();
+    let image = format!("image {} is ready", nginx::IMAGE);
+    site.nodes[0].machine.console().wait_for_after(mark, image.as_str(), REACTION).unwrap();
+    let receipts = wait_until(REACTION, "a receipt", || {
+        let names = StickImage::open(&good)?.files()?;
+        Ok(if names.iter().any(|name| name.starts_with("receipts/")) { Ok(()) } else { Err(format!("{names:?}")) })
+    });
+    receipts.unwrap();
+    site.nodes[0].machine.unplug("good").unwrap();
+
+    // A member with work: bad sticks change nothing of it.
+    let manifest = site.folder.join("web.yaml");
+    fs::write(&manifest, nginx::deployment(1, 8080)).unwrap();
+    let applied = site.ctl(0).unwrap().run(&["apply", "-f", &manifest.display().to_string()]).unwrap();
+    assert!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
+    let before = site.wait_serving(0, 1, Duration::from_secs(60)).unwrap();
+    let flipped = bad.iter().find(|stick| stick.id == "flipped").unwrap();
+    let stranger = Bad { id: "foreign", word: "other-fabric", image: stick_of(&site, "stick-foreign", &vector("good"), 16) };
+    for stick in [&Bad { id: "again", image: flipped.image.clone(), word: flipped.word }, &stranger] {
+        refuse(&mut site, stick);
+    }
+    let after = site.wait_serving(0, 1, Duration::from_secs(10)).unwrap();
+    assert_eq!(copies(&before), copies(&after), "the workload was touched");
+    assert_eq!(site.switch.frames_outside(beemesh_ci_e2e::site::prefix()), 0, "frames left the site");
+    site.nodes[0].machine.power_off(Duration::from_secs(60)).unwrap();
+}
