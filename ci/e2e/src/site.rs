@@ -53,6 +53,7 @@ pub struct Site {
     /// Its machines, in the order of their start.
     pub nodes: Vec<Node>,
     options: SiteOptions,
+    accel: Accel,
 }
 
 /// The site's network.
@@ -78,7 +79,10 @@ impl Site {
         fs::create_dir_all(folder).with_context(|| format!("failed to make `{}`", folder.display()))?;
         let switch = Switch::start()?;
         let host = SiteHost::plug(&switch, "operator", Ipv4Cidr::new(Ipv4Addr::new(10, 77, 0, 1), 24))?;
-        let site = Self { binaries, folder: folder.to_owned(), switch, host, nodes: Vec::new(), options };
+        let (kernel, cache) = (binaries.artefact("vmlinuz")?, binaries.target.join("e2e/accel.json"));
+        fs::create_dir_all(binaries.target.join("e2e"))?;
+        let accel = Accel::choose(&kernel, &cache)?.accel;
+        let site = Self { binaries, folder: folder.to_owned(), switch, host, nodes: Vec::new(), options, accel };
         let init = site.binaries.run_joinpack(["fabric", "init", &site.text("fabric"), "--name", "e2e"])?;
         expect_success("joinpack fabric init", &init)?;
         site.make_pack("pack", &[])?;
@@ -139,7 +143,7 @@ impl Site {
             .stick(Stick::bootable("os", stick))
             .disk(Disk::new("state", &disk, DISK_MIB, DiskBus::Virtio))
             .nic(nic)
-            .accel(Accel::Tcg))
+            .accel(self.accel))
     }
 
     /// Starts node `number` from a stick with the site's pack.
@@ -170,8 +174,8 @@ impl Site {
         wait_until(limit, &format!("{count} members ready"), || {
             let nodes = ctl.json(&["nodes"])?;
             let nodes: Vec<Value> = nodes.as_array().cloned().unwrap_or_default();
-            let ready = nodes.iter().filter(|node| node["status"] == "Ready").count();
-            Ok(if ready == count { Ok(nodes) } else { Err(format!("{nodes:?}")) })
+            let ready = nodes.iter().filter(|node| node["status"] == "Ready" && node["joined_after_ms"].is_u64());
+            Ok(if ready.count() == count { Ok(nodes) } else { Err(format!("{nodes:?}")) })
         })
     }
 

@@ -39,6 +39,9 @@ const PACKAGES: &[&str] = &[
     "iproute2",
     "dnsmasq-base",
     "tpm2-tools",
+    "libtss2-tcti-swtpm0",
+    "openssl",
+    "gdisk",
     "busybox-static",
 ];
 
