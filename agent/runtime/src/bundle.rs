@@ -323,7 +323,9 @@ fn mounts(pod: &PodFiles) -> Value {
 
 /// Resolves as a process inside would: links are followed, but never out of the root file system.
 fn open_inside(top: &OwnedFd, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
-    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+    let how = OpenHow::new()
+        .flags(flags | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT);
     openat2(top, path, how)
 }
 

@@ -235,6 +235,9 @@ pub fn claims() -> Vec<Claim> {
         ("a_taken_port_is_refused_and_free_again_after_the_stop", |s| {
             Box::pin(taken_port(s))
         }),
+        ("node_port_zero_is_any_free_port_and_is_told", |s| {
+            Box::pin(any_port(s))
+        }),
         ("several_containers_run_side_by_side", |s| Box::pin(several(s))),
     ]
 }
@@ -489,6 +492,29 @@ async fn taken_port(subject: Subject) -> Outcome {
     subject.end(&first.request.pod_id).await?;
     let third = subject.runtime.start(with_port()).await.map_err(text)?;
     subject.end(&third.request.pod_id).await
+}
+
+async fn any_port(subject: Subject) -> Outcome {
+    let mut pods = Vec::new();
+    for _ in 0..2 {
+        let mut container = shell(&subject, "main", STAY);
+        container.ports = vec![port(0, 80)];
+        pods.push(
+            subject
+                .runtime
+                .start(request(vec![container], RestartPolicy::Always))
+                .await
+                .map_err(text)?,
+        );
+    }
+    let told: Vec<_> = pods.iter().map(|pod| pod.ports.clone()).collect();
+    for pod in &pods {
+        subject.end(&pod.request.pod_id).await?;
+    }
+    let real = told
+        .iter()
+        .all(|ports| matches!(ports.as_slice(), [(port, 80)] if *port != 0));
+    ensure(real && told[0] != told[1], || format!("{told:?}"))
 }
 
 async fn several(subject: Subject) -> Outcome {

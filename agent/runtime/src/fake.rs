@@ -123,21 +123,29 @@ impl Inner {
         if pods.len() >= PODS_MOST {
             return Err(StartError::Full(format!("it holds {PODS_MOST} pods")));
         }
-        let ports = pod::published(&request.spec);
-        for other in pods.values() {
-            let taken = lock(&other.status).ports.clone();
-            if let Some((port, _)) = ports
-                .iter()
-                .find(|(port, _)| taken.iter().any(|(other, _)| other == port))
-            {
+        let taken: BTreeSet<u16> = pods
+            .values()
+            .flat_map(|pod| lock(&pod.status).ports.clone())
+            .map(|(port, _)| port)
+            .collect();
+        let mut ports = pod::published(&request.spec);
+        for (index, (port, _)) in ports.iter_mut().enumerate() {
+            if *port == 0 {
+                // Any free one: each pod has at most some, and the fake no listeners that could clash.
+                let first = 40_000 + u16::try_from(index).unwrap_or(0);
+                *port = (first..u16::MAX)
+                    .step_by(64)
+                    .find(|free| !taken.contains(free))
+                    .unwrap_or(u16::MAX);
+            } else if taken.contains(port) {
                 return Err(StartError::PortTaken { port: *port });
             }
         }
         for container in &request.spec.containers {
             if !self.images.contains(&container.image) {
-                let source = ImageError::NotFound {
+                let source = Box::new(ImageError::NotFound {
                     reference: container.image.clone(),
-                };
+                });
                 return Err(StartError::Image {
                     container: container.name.clone(),
                     source,

@@ -42,7 +42,9 @@ pub struct Layer {
 
 impl Default for Layer {
     fn default() -> Self {
-        Self { tar: tar::Builder::new(Vec::new()) }
+        Self {
+            tar: tar::Builder::new(Vec::new()),
+        }
     }
 }
 
@@ -168,7 +170,11 @@ impl Archive {
             let size = packed.len() - usize::from(broken(Defect::ShortDescriptor));
             let media_type = format!("application/vnd.oci.image.layer.v1.tar{suffix}");
             layers.push(json!({"mediaType": media_type, "digest": digest.to_string(), "size": size}));
-            let diff_id = if broken(Defect::WrongDiffId) { Digest::of(b"other") } else { Digest::of(plain) };
+            let diff_id = if broken(Defect::WrongDiffId) {
+                Digest::of(b"other")
+            } else {
+                Digest::of(plain)
+            };
             diff_ids.push(diff_id.to_string());
             if broken(Defect::FlippedBit) {
                 let middle = packed.len() / 2;
@@ -178,14 +184,19 @@ impl Archive {
                 blobs.push((digest, packed));
             }
         }
-        let architecture = if self.defect == Some(Defect::OtherPlatform) { "arm64" } else { "amd64" };
+        let architecture = if self.defect == Some(Defect::OtherPlatform) {
+            "arm64"
+        } else {
+            "amd64"
+        };
         let config = json!({
             "architecture": architecture, "os": "linux", "config": self.config,
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
         });
         let config = descriptor(&mut blobs, "application/vnd.oci.image.config.v1+json", &config)?;
         let media_type = "application/vnd.oci.image.manifest.v1+json";
-        let manifest = json!({"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": layers});
+        let manifest =
+            json!({"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": layers});
         let mut manifest = descriptor(&mut blobs, media_type, &manifest)?;
         if let Some(name) = &self.name {
             manifest["annotations"] = json!({"org.opencontainers.image.ref.name": name});
@@ -233,19 +244,32 @@ fn append(tar: &mut tar::Builder<Vec<u8>>, path: &str, bytes: &[u8]) -> io::Resu
 /// An image around a statically linked busybox: `/bin/sh` and what it brings, accounts for `root` and `web` (uid 33),
 /// run by `user`.
 pub fn busybox(program: &[u8], applets: &[&str], user: &str) -> io::Result<Vec<u8>> {
-    let mut base = Layer::default().dir("bin/")?.dir("etc/")?.dir("tmp/")?.file("bin/busybox", 0o755, program)?;
+    let mut base =
+        Layer::default()
+            .dir("bin/")?
+            .dir("etc/")?
+            .dir("tmp/")?
+            .file("bin/busybox", 0o755, program)?;
     for applet in applets {
         base = base.symlink(&format!("bin/{applet}"), "busybox")?;
     }
     let accounts = Layer::default()
-        .file("etc/passwd", 0o644, b"root:x:0:0::/root:/bin/sh\nweb:x:33:34::/var/www:/bin/sh\n")?
+        .file(
+            "etc/passwd",
+            0o644,
+            b"root:x:0:0::/root:/bin/sh\nweb:x:33:34::/var/www:/bin/sh\n",
+        )?
         .file("etc/group", 0o644, b"root:x:0:\nweb:x:34:\nlogs:x:44:web\n")?
         .file("etc/lower", 0o644, b"hidden by the layer above\n")?;
-    let top = Layer::default().file("etc/.wh.lower", 0o644, b"")?.file("etc/upper", 0o644, b"upper\n")?;
+    let top = Layer::default()
+        .file("etc/.wh.lower", 0o644, b"")?
+        .file("etc/upper", 0o644, b"upper\n")?;
     Archive::default()
         .layer(base)?
         .layer(accounts)?
         .layer(top)?
-        .config(json!({"User": user, "Cmd": ["/bin/sh"], "Env": ["FROM_IMAGE=yes"], "WorkingDir": "/srv/made"}))
+        .config(
+            json!({"User": user, "Cmd": ["/bin/sh"], "Env": ["FROM_IMAGE=yes"], "WorkingDir": "/srv/made"}),
+        )
         .build()
 }

@@ -42,6 +42,7 @@ pub enum ForwardError {
 #[derive(Debug)]
 pub struct Forwarder {
     tasks: Vec<JoinHandle<()>>,
+    ports: Vec<(u16, u16)>,
 }
 
 impl Drop for Forwarder {
@@ -54,19 +55,32 @@ impl Drop for Forwarder {
 
 impl Forwarder {
     /// Listens on each node port of `ports` (node port, pod port), on all IPv4 and IPv6 addresses. All or none are opened.
+    /// The node port 0 means any free one: [`Self::ports`] tells which.
     pub fn open(
         ports: &[(u16, u16)],
         pod: Ipv4Addr,
         connections: &Arc<Semaphore>,
     ) -> Result<Self, ForwardError> {
         let mut listeners = Vec::new();
+        let mut opened = Vec::new();
         for &(port, inside) in ports {
-            listeners.push((listen(port)?, SocketAddr::from((pod, inside))));
+            let listener = listen(port)?;
+            let address = listener
+                .local_addr()
+                .map_err(|source| ForwardError::Listen { port, source })?;
+            opened.push((address.port(), inside));
+            listeners.push((listener, SocketAddr::from((pod, inside))));
         }
         let task = |(listener, target)| tokio::spawn(accept(listener, target, connections.clone()));
         Ok(Self {
             tasks: listeners.into_iter().map(task).collect(),
+            ports: opened,
         })
+    }
+
+    /// What is open: node port, pod port.
+    pub fn ports(&self) -> &[(u16, u16)] {
+        &self.ports
     }
 }
 
@@ -164,6 +178,17 @@ mod tests {
         let all = Arc::new(Semaphore::new(CONNECTIONS_MOST));
         let _forwarder = Forwarder::open(&[(port, inside)], Ipv4Addr::LOCALHOST, &all).unwrap();
         assert_eq!(ask(port, "127.0.0.1", 300_000).await, "300000");
+    }
+
+    #[tokio::test]
+    async fn node_port_zero_is_any_free_port_and_is_told() {
+        let inside = counting_server().await;
+        let all = Arc::new(Semaphore::new(CONNECTIONS_MOST));
+        let first = Forwarder::open(&[(0, inside)], Ipv4Addr::LOCALHOST, &all).unwrap();
+        let second = Forwarder::open(&[(0, inside)], Ipv4Addr::LOCALHOST, &all).unwrap();
+        let (one, two) = (first.ports()[0].0, second.ports()[0].0);
+        assert!(one != 0 && two != 0 && one != two);
+        assert_eq!(ask(two, "127.0.0.1", 10).await, "10");
     }
 
     #[tokio::test]

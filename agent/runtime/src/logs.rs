@@ -93,7 +93,10 @@ fn pump(
             send(line)?;
         }
     }
-    while query.follow {
+    if !query.follow {
+        return Ok(());
+    }
+    loop {
         let going_on = alive();
         let mut idle = true;
         if let Some(reader) = &mut current {

@@ -106,7 +106,7 @@ pub enum StartError {
         container: String,
         /// Why.
         #[source]
-        source: ImageError,
+        source: Box<ImageError>,
     },
     /// A node port is in use.
     #[error("port {port} of the node is in use: stop what listens there or choose another `hostPort`")]

@@ -43,30 +43,45 @@ pub enum ShimError {
     Refused(String),
 }
 
-/// Starts the shim of the pod in `dir`; it listens when this returns.
+/// Starts the shim of the pod in `dir`; it listens when this returns, and outlives this process.
 pub async fn spawn(program: &Path, dir: &Path) -> Result<(), ShimError> {
-    let run = Command::new(program)
+    let failed = |what: String| move |err: io::Error| ShimError::Start(format!("{what}: {}", chain(&err)));
+    let path = dir.join("shim.log");
+    let log = std::fs::File::create(&path).map_err(failed(format!("`{}`", path.display())))?;
+    let mut child = Command::new(program)
         .arg("run")
         .arg("--pod")
         .arg(dir)
+        .env_clear()
         .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output();
-    let output = tokio::time::timeout(START_TIMEOUT, run)
-        .await
-        .map_err(|_| ShimError::Start("it took too long".into()))?
-        .map_err(|err| ShimError::Start(format!("`{}`: {}", program.display(), chain(&err))))?;
-    if output.status.success() {
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .map_err(failed(format!("`{}`", program.display())))?;
+    let mut said = String::new();
+    if let Some(output) = child.stdout.take() {
+        let mut output = BufReader::new(output.take(LINE_MOST));
+        match tokio::time::timeout(START_TIMEOUT, output.read_line(&mut said)).await {
+            Ok(read) => drop(read.map_err(failed("its answer".into()))?),
+            Err(_) => {
+                let _ = child.kill().await;
+                return Err(ShimError::Start("it took too long".into()));
+            }
+        }
+    }
+    // Its parent as long as this process lives: someone has to collect the exit.
+    let waiting = tokio::spawn(async move { child.wait().await });
+    if said.trim() == "ready" {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(ShimError::Start(
-        said.trim()
-            .trim_start_matches("beemesh-shim: ")
-            .chars()
-            .take(2000)
-            .collect(),
-    ))
+    let _ = tokio::time::timeout(Duration::from_secs(1), waiting).await;
+    let log = std::fs::read_to_string(&path).unwrap_or_default();
+    let last = log
+        .lines()
+        .last()
+        .unwrap_or("it said nothing")
+        .trim_start_matches("beemesh-shim: ");
+    Err(ShimError::Start(last.chars().take(2000).collect()))
 }
 
 /// A connection.

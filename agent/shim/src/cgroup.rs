@@ -77,6 +77,11 @@ pub struct ContainerCgroup {
 }
 
 impl ContainerCgroup {
+    /// Makes it. libcontainer would, but hands every controller of the machine down one by one, at every level.
+    pub fn make(&self) -> Result<(), CgroupError> {
+        make(&self.path)
+    }
+
     /// Processes that the kernel has killed here for memory (`oom_kill` of `memory.events`); 0 where there is no such file.
     pub fn oom_kills(&self) -> u64 {
         fs::read_to_string(self.path.join("memory.events")).map_or(0, |text| parse_oom_kills(&text))
@@ -122,9 +127,19 @@ fn parse_oom_kills(events: &str) -> u64 {
 }
 
 /// Best effort: a controller that the kernel lacks is missed when a limit that needs it is applied, with a message.
+/// In as few writes as possible: each one that changes something stops all forks of the machine for a moment.
 fn hand_down(path: &Path) {
-    for controller in CONTROLLERS {
-        let _ = fs::write(path.join("cgroup.subtree_control"), format!("+{controller}"));
+    let file = path.join("cgroup.subtree_control");
+    let active = fs::read_to_string(&file).unwrap_or_default();
+    let missing: Vec<String> = CONTROLLERS
+        .iter()
+        .filter(|controller| !active.split_whitespace().any(|word| word == **controller))
+        .map(|controller| format!("+{controller}"))
+        .collect();
+    if !missing.is_empty() && fs::write(&file, missing.join(" ")).is_err() {
+        for controller in missing {
+            let _ = fs::write(&file, controller);
+        }
     }
 }
 

@@ -56,6 +56,7 @@ pub fn launch(
     cgroup: &ContainerCgroup,
 ) -> Result<Launched, LaunchError> {
     clean(state_root, &plan.name, cgroup)?;
+    cgroup.make().map_err(|err| LaunchError::Container(chain(&err)))?;
     let io = |what: &str| {
         let what = what.to_owned();
         move |source: io::Error| LaunchError::Io { what, source }
@@ -176,7 +177,8 @@ pub struct Program {
 impl Executor for Program {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let other = |err: &dyn std::error::Error| ExecutorError::Other(chain(err));
-        for signal in Signal::iterator().filter(|signal| !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP)) {
+        for signal in Signal::iterator().filter(|signal| !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP))
+        {
             beemesh_sys::reset_signal(signal).map_err(|err| other(&err))?;
         }
         SigSet::empty().thread_set_mask().map_err(|err| other(&err))?;

@@ -234,10 +234,9 @@ impl Driver {
 
     fn take_signals(&mut self) {
         while let Ok(Some(info)) = self.signals.read_signal() {
-            match Signal::try_from(info.ssi_signo as i32) {
-                Ok(Signal::SIGTERM | Signal::SIGINT) => self.step(Event::Stop { grace: None }),
-                // SIGHUP is blocked so that a closing terminal does not end the pod; SIGCHLD is handled below.
-                _ => {}
+            // SIGHUP is blocked so that a closing terminal does not end the pod; SIGCHLD is handled below.
+            if let Ok(Signal::SIGTERM | Signal::SIGINT) = Signal::try_from(info.ssi_signo as i32) {
+                self.step(Event::Stop { grace: None });
             }
         }
         self.reap();
@@ -304,10 +303,11 @@ impl Driver {
 
     fn accept(&mut self) {
         while let Ok((stream, _)) = self.listener.accept() {
-            if self.connections.len() < CONNECTIONS {
-                if let Ok(connection) = Connection::new(stream) {
-                    self.connections.push(connection);
-                }
+            if self.connections.len() >= CONNECTIONS {
+                continue;
+            }
+            if let Ok(connection) = Connection::new(stream) {
+                self.connections.push(connection);
             }
         }
     }

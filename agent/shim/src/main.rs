@@ -1,6 +1,6 @@
 //! Holds one pod: namespaces, log pipes and exit codes.
 //!
-//! `run --pod DIR` starts the pod's shim and returns when it listens; `exec --pod DIR --container NAME [--timeout S] --
+//! `run --pod DIR` is the pod's shim, and says `ready` on standard output once it listens; `exec --pod DIR --container NAME [--timeout S] --
 //! ARGV…` runs a command in a container. It pulls no images and configures no network: the agent does. Invariants: one
 //! thread (libcontainer forks); the shim outlives whoever started it.
 
@@ -16,11 +16,10 @@ use anyhow::{Context, Result, anyhow, bail};
 use beemesh_agent_api::shim::PodPlan;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
-use std::fs::{self, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::Duration;
 
 const USAGE: &str = "usage: beemesh-shim run --pod DIR\n       \
@@ -34,7 +33,6 @@ const READY: &str = "ready";
 
 enum Order {
     Run(PathBuf),
-    Serve(PathBuf),
     Exec(exec::ExecPlan),
 }
 
@@ -48,7 +46,6 @@ fn main() -> ExitCode {
     };
     let (result, failed) = match order {
         Order::Run(pod) => (run(&pod).map(|()| 0), 1),
-        Order::Serve(pod) => (serve(&pod).map(|()| 0), 1),
         Order::Exec(plan) => (exec::run(&plan), NOT_STARTED),
     };
     match result {
@@ -78,7 +75,6 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Order> {
     let pod = pod.ok_or_else(|| anyhow!("`--pod` is missing"))?;
     match order.as_str() {
         "run" => Ok(Order::Run(pod)),
-        "serve" => Ok(Order::Serve(pod)),
         "exec" => {
             let container = container.ok_or_else(|| anyhow!("`--container` is missing"))?;
             if argv.is_empty() {
@@ -95,49 +91,16 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Order> {
     }
 }
 
-/// Starts the shim as a process that PID 1 inherits, and returns once it listens.
+/// Is the pod's shim until the pod was stopped. Whoever started it may wait for the line on standard output, and may end
+/// at any time: PID 1 inherits this process, which has left the session and the cgroup of its parent by then.
 fn run(pod: &Path) -> Result<()> {
-    let path = pod.join("shim.log");
-    let log = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(&path)
-        .with_context(|| format!("failed to open `{}`", path.display()))?;
-    let own = std::env::current_exe().context("failed to find the shim's own program")?;
-    let mut child = Command::new(own)
-        .arg("serve")
-        .arg("--pod")
-        .arg(pod)
-        .current_dir("/")
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(log)
-        .spawn()
-        .context("failed to start the shim")?;
-    let mut said = String::new();
-    if let Some(output) = child.stdout.take() {
-        BufReader::new(output)
-            .read_line(&mut said)
-            .context("failed to read from the shim")?;
-    }
-    if said.trim() == READY {
-        return Ok(());
-    }
-    let status = child.wait().context("failed to wait for the shim")?;
-    let log = fs::read_to_string(&path).unwrap_or_default();
-    let last = log.lines().last().unwrap_or("it said nothing");
-    bail!("the shim did not start ({status}): {last}");
-}
-
-/// Is the shim.
-fn serve(pod: &Path) -> Result<()> {
     let path = pod.join("plan.json");
     let text = fs::read(&path).with_context(|| format!("failed to read `{}`", path.display()))?;
     let plan: PodPlan =
         serde_json::from_slice(&text).with_context(|| format!("`{}` is not understood", path.display()))?;
-    nix::unistd::setsid().context("failed to leave the session")?;
+    // It fails where this process leads a group already, which is as good.
+    let _ = nix::unistd::setsid();
+    nix::unistd::chdir("/").context("failed to change to `/`")?;
     nix::sys::stat::umask(Mode::from_bits_truncate(0o022));
     let cgroup = cgroup::PodCgroup::enter(&plan.cgroup)?;
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS)

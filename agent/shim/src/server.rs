@@ -109,6 +109,9 @@ impl Connection {
 
     /// Queues a reply and writes what the peer takes now.
     pub fn send(&mut self, reply: &Reply) {
+        if self.closed {
+            return;
+        }
         if let Ok(mut line) = serde_json::to_vec(reply) {
             line.push(b'\n');
             self.output.extend_from_slice(&line);

@@ -171,7 +171,11 @@ impl Pod {
         PodStatus {
             request: self.request.clone(),
             ip: Some(self.ip),
-            ports: pod::published(&self.request.spec),
+            ports: now
+                .forwarder
+                .as_ref()
+                .map(|forwarder| forwarder.ports().to_vec())
+                .unwrap_or_default(),
             state: now.state.clone(),
             start_ms: now.start_ms,
             reason: now.reason.clone(),
@@ -248,7 +252,10 @@ impl Inner {
     }
 
     fn open_ports(&self, pod: &Pod) -> Result<(), ForwardError> {
-        let forwarder = Forwarder::open(&pod::published(&pod.request.spec), pod.ip, &self.connections)?;
+        // A port that the node chose stays the pod's over a restart of the agent.
+        let kept = setup::kept_ports(&pod.place);
+        let ports = kept.unwrap_or_else(|| pod::published(&pod.request.spec));
+        let forwarder = Forwarder::open(&ports, pod.ip, &self.connections)?;
         lock(&pod.now).forwarder = Some(forwarder);
         Ok(())
     }
@@ -286,15 +293,18 @@ impl Inner {
         let images = blocking(move || {
             let images = setup::find_images(&store, &own.request)?;
             setup::lay_out(&own.place, &own.request, limit)?;
+            setup::keep_ports(&own.place, &own.status().ports)?;
             Ok(images)
         })
         .await?;
+
         // The shim starts while the root file systems are mounted: the two do not meet until `Start`.
         let (own, resolv_conf) = (pod.clone(), self.config.resolv_conf.clone());
         let bundles =
             blocking(move || setup::prepare(&own.place, &own.request, &images, own.ip, &resolv_conf));
         let (link, bundles) = tokio::join!(self.start_shim(pod), bundles);
         bundles?;
+
         let mut link = link?;
         let refused = |err: ShimError| StartError::Failed {
             what: "start the containers",
@@ -302,6 +312,7 @@ impl Inner {
         };
         let state = link.ask(&Request::Start, LAUNCH_TIMEOUT).await.map_err(refused)?;
         lock(&pod.now).state = state;
+
         Ok(link)
     }
 
@@ -326,6 +337,7 @@ impl Inner {
             })
         })
         .await?;
+
         Ok(link)
     }
 

@@ -41,6 +41,10 @@ impl Place {
     fn request(&self) -> PathBuf {
         self.dir.join("request.json")
     }
+
+    fn ports(&self) -> PathBuf {
+        self.dir.join("ports.json")
+    }
 }
 
 fn failed(what: &'static str) -> impl FnOnce(io::Error) -> StartError {
@@ -56,9 +60,9 @@ pub(super) fn find_images(store: &ImageStore, request: &PodRequest) -> Result<Ve
         store
             .resolve(&container.image)
             .and_then(|id| store.load(&id))
-            .map_err(|source| StartError::Image {
+            .map_err(|err| StartError::Image {
                 container: container.name.clone(),
-                source,
+                source: Box::new(err),
             })
     };
     request.spec.containers.iter().map(find).collect()
@@ -94,6 +98,18 @@ pub(super) fn lay_out(place: &Place, request: &PodRequest, log_limit: u64) -> Re
         .map_err(failed("write the pod's request"))?;
     fs::write(place.dir.join("plan.json"), json(serde_json::to_vec(&plan))?)
         .map_err(failed("write the pod's plan"))
+}
+
+/// Writes down which ports of the node are the pod's, for a restarted agent. Not durable: after a crash of the machine
+/// there is no pod to take up.
+pub(super) fn keep_ports(place: &Place, ports: &[(u16, u16)]) -> Result<(), StartError> {
+    let bytes = serde_json::to_vec(ports).map_err(|err| failed("write the pod's ports")(err.into()))?;
+    fs::write(place.ports(), bytes).map_err(failed("write the pod's ports"))
+}
+
+/// What [`keep_ports`] wrote; `None` for a new pod.
+pub(super) fn kept_ports(place: &Place) -> Option<Vec<(u16, u16)>> {
+    serde_json::from_slice(&fs::read(place.ports()).ok()?).ok()
 }
 
 /// Mounts the containers' root file systems and writes their bundles.

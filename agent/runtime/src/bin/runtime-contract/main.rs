@@ -21,9 +21,9 @@ const IMAGE: &str = "contract/box:1";
 /// The same, run by its user `web`.
 pub const WEB_IMAGE: &str = "contract/web:1";
 const APPLETS: &[&str] = &[
-    "sh", "sleep", "cat", "echo", "true", "false", "nc", "id", "hostname", "mount", "umount", "unshare", "mknod", "ls",
-    "grep", "dd", "head", "tail", "wc", "seq", "kill", "ip", "wget", "httpd", "ps", "stat", "touch", "chroot", "date",
-    "tr", "yes", "printf", "env", "pwd", "test", "readlink", "rm", "mkdir", "cut",
+    "sh", "sleep", "cat", "echo", "true", "false", "nc", "id", "hostname", "mount", "umount", "unshare",
+    "mknod", "ls", "grep", "dd", "head", "tail", "wc", "seq", "kill", "ip", "wget", "httpd", "ps", "stat",
+    "touch", "chroot", "date", "tr", "yes", "printf", "env", "pwd", "test", "readlink", "rm", "mkdir", "cut",
 ];
 
 struct Options {
@@ -34,7 +34,10 @@ struct Options {
 
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Options> {
     let (mut busybox, mut root, mut only) = (None, PathBuf::from("/var/lib/beemesh-contract"), None);
-    let mut config = RuntimeConfig { cgroup: "beemesh-contract/pods".into(), ..RuntimeConfig::default() };
+    let mut config = RuntimeConfig {
+        cgroup: "beemesh-contract/pods".into(),
+        ..RuntimeConfig::default()
+    };
     while let Some(word) = words.next() {
         let value = words.next().with_context(|| format!("`{word}` needs a value"))?;
         match word.as_str() {
@@ -51,7 +54,11 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Options> {
     // Small, so that rotation is seen.
     config.log_limit = 64 * 1024;
     config.limits = Limits::default();
-    Ok(Options { busybox: busybox.context("`--busybox` is missing")?, config, only })
+    Ok(Options {
+        busybox: busybox.context("`--busybox` is missing")?,
+        config,
+        only,
+    })
 }
 
 fn main() -> ExitCode {
@@ -76,18 +83,31 @@ async fn run(options: Options) -> Result<bool> {
     let runtime = ContainerRuntime::open(options.config.clone()).context("failed to open the runtime")?;
     let found = runtime.recover().await;
     if !found.errors.is_empty() {
-        bail!("an earlier run cannot be cleaned away: {}", found.errors.join("; "));
+        bail!(
+            "an earlier run cannot be cleaned away: {}",
+            found.errors.join("; ")
+        );
     }
     let begun = Instant::now();
     for (name, user) in [(IMAGE, ""), (WEB_IMAGE, "web")] {
         let images = runtime.images();
-        images.import_archive(archive(user)?.as_slice(), Some(name)).context("failed to import the image")?;
+        images
+            .import_archive(archive(user)?.as_slice(), Some(name))
+            .context("failed to import the image")?;
     }
     println!("measured import_ms {}", begun.elapsed().as_millis());
 
     let (mut passed, mut failed) = (0, 0);
-    let subject = Subject { runtime: Arc::new(runtime.clone()), image: IMAGE.into() };
-    let wanted = |name: &str| options.only.as_ref().is_none_or(|part| name.contains(part.as_str()));
+    let subject = Subject {
+        runtime: Arc::new(runtime.clone()),
+        image: IMAGE.into(),
+    };
+    let wanted = |name: &str| {
+        options
+            .only
+            .as_ref()
+            .is_none_or(|part| name.contains(part.as_str()))
+    };
     for (name, claim) in claims().into_iter().chain(kernel::claims()) {
         if wanted(name) {
             judge((name, claim), subject.clone(), &mut passed, &mut failed).await;
@@ -96,18 +116,21 @@ async fn run(options: Options) -> Result<bool> {
     for (name, claim) in kernel::machine_claims() {
         if wanted(name) {
             let outcome = tokio::time::timeout(CLAIM_TIMEOUT, claim(subject.clone(), options.config.clone()));
-            report(name, outcome.await.unwrap_or_else(|_| Err("it takes too long".into())), &mut passed, &mut failed);
+            report(
+                name,
+                outcome.await.unwrap_or_else(|_| Err("it takes too long".into())),
+                &mut passed,
+                &mut failed,
+            );
+            sweep(&subject.runtime).await;
         }
-    }
-    // Whatever a failed claim has left.
-    for pod in runtime.pods().await {
-        let _ = runtime.stop(&pod.request.pod_id, Some(0)).await;
     }
     println!("{passed} passed, {failed} failed");
     Ok(failed == 0)
 }
 
 async fn judge((name, claim): Claim, subject: Subject, passed: &mut u32, failed: &mut u32) {
+    let subject_runtime = subject.runtime.clone();
     let work = futures::FutureExt::catch_unwind(AssertUnwindSafe(claim(subject)));
     let outcome = match tokio::time::timeout(CLAIM_TIMEOUT, work).await {
         Ok(Ok(outcome)) => outcome,
@@ -115,6 +138,14 @@ async fn judge((name, claim): Claim, subject: Subject, passed: &mut u32, failed:
         Err(_) => Err("it takes too long".into()),
     };
     report(name, outcome, passed, failed);
+    sweep(&subject_runtime).await;
+}
+
+/// What a failed claim has left must not fail the next one.
+async fn sweep(runtime: &Arc<dyn Runtime>) {
+    for pod in runtime.pods().await {
+        let _ = runtime.stop(&pod.request.pod_id, Some(0)).await;
+    }
 }
 
 fn report(name: &str, outcome: Result<(), String>, passed: &mut u32, failed: &mut u32) {
