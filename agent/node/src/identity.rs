@@ -33,9 +33,15 @@ pub async fn load(folder: &Path, journal: &Journal) -> Result<Arc<NodeKey>> {
 
 /// When the image was made: the modification time of `/usr/lib/clock-epoch`, as in systemd; the epoch without it.
 pub fn built() -> Timestamp {
-    let modified = std::fs::metadata("/usr/lib/clock-epoch").and_then(|file| file.modified()).ok();
+    let modified = std::fs::metadata("/usr/lib/clock-epoch")
+        .and_then(|file| file.modified())
+        .ok();
     let since = modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
-    Timestamp(since.and_then(|since| i64::try_from(since.as_secs()).ok()).unwrap_or(0))
+    Timestamp(
+        since
+            .and_then(|since| i64::try_from(since.as_secs()).ok())
+            .unwrap_or(0),
+    )
 }
 
 /// Version of the OS (`VERSION_ID` in os-release); this crate's version where there is none.
@@ -49,7 +55,9 @@ pub fn version() -> String {
 }
 
 fn os_release(text: &str, key: &str) -> Option<String> {
-    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
     Some(value.trim_matches('"').to_owned())
 }
 

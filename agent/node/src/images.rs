@@ -27,14 +27,21 @@ pub struct Images {
 impl Images {
     /// Over an open image store.
     pub fn new(store: Arc<ImageStore>, documents: Store, journal: Journal) -> Self {
-        Self { store, documents, journal }
+        Self {
+            store,
+            documents,
+            journal,
+        }
     }
 
     /// All images, one entry for each name. Blocks while an import runs.
     pub fn list(&self) -> Vec<ImageView> {
         let named = self.store.list().into_iter().flat_map(|entry| {
             let (digest, size) = (*entry.id.digest(), entry.size);
-            entry.names.into_iter().map(move |name| ImageView { name, digest, size })
+            entry
+                .names
+                .into_iter()
+                .map(move |name| ImageView { name, digest, size })
         });
         named.collect()
     }
@@ -42,12 +49,17 @@ impl Images {
     /// Imports an archive under a name, or under the name that it carries. Blocks.
     pub fn import(&self, archive: impl Read, name: Option<&str>) -> Result<Vec<ImageView>, ImageError> {
         let id = self.store.import_archive(archive, name)?;
-        Ok(self.list().into_iter().filter(|image| image.digest == *id.digest()).collect())
+        Ok(self
+            .list()
+            .into_iter()
+            .filter(|image| image.digest == *id.digest())
+            .collect())
     }
 
     /// Whether the archive of a pack was imported under this name and still is.
     pub fn has_archive(&self, name: &str, archive: &Digest) -> bool {
-        let known: BTreeMap<String, Digest> = self.documents.load(ARCHIVES).ok().flatten().unwrap_or_default();
+        let known: BTreeMap<String, Digest> =
+            self.documents.load(ARCHIVES).ok().flatten().unwrap_or_default();
         known.get(name) == Some(archive) && self.store.resolve(name).is_ok()
     }
 
@@ -66,7 +78,8 @@ impl Images {
             match imported {
                 Ok(_) => {
                     self.remember(name, *digest);
-                    self.journal.announce("ImageImported", &object, &format!("image {name} is ready"));
+                    self.journal
+                        .announce("ImageImported", &object, &format!("image {name} is ready"));
                 }
                 Err(error) => {
                     let message = format!("image {name} was refused: {}", crate::words(&error));

@@ -52,7 +52,11 @@ impl Joined {
     pub fn check(document: FabricDocument, peer: &PeerId) -> Result<Self, Refusal> {
         let roots = RootChain::bootstrap(&document.roots)?;
         let member = document.membership.verify(&roots, peer)?;
-        Ok(Self { document, roots, member })
+        Ok(Self {
+            document,
+            roots,
+            member,
+        })
     }
 }
 
@@ -110,8 +114,16 @@ pub fn plan(pack: &Pack<Verified>, applicant: &Applicant<'_>) -> Result<Plan, St
         found: manifest.found,
         floor: floor.0,
     };
-    let images = manifest.images.iter().map(|image| (image.name.clone(), image.digest)).collect();
-    Ok(Plan { document, images, already_member: applicant.joined.is_some() })
+    let images = manifest
+        .images
+        .iter()
+        .map(|image| (image.name.clone(), image.digest))
+        .collect();
+    Ok(Plan {
+        document,
+        images,
+        already_member: applicant.joined.is_some(),
+    })
 }
 
 /// Redeems the voucher of the box's own slot; without an own slot the first that no other box has a claim to.
@@ -130,10 +142,19 @@ fn redeem(
     let (offer, voucher) = chosen.ok_or(StickError::NoVoucher)?;
     let now = floor.now_within(applicant.system, voucher.issued, voucher.expires);
     let (key, assurance) = (&offer.one_time_key, applicant.assurance);
-    Ok(Membership::redeem(&offer.envelope, key, applicant.peer, assurance, now)?)
+    Ok(Membership::redeem(
+        &offer.envelope,
+        key,
+        applicant.peer,
+        assurance,
+        now,
+    )?)
 }
 
 /// A slot is reserved when the pack ties its name to a network card.
 fn reserved(manifest: &Manifest, name: &NodeName) -> bool {
-    manifest.nodes.iter().any(|entry| entry.name == *name && entry.mac.is_some())
+    manifest
+        .nodes
+        .iter()
+        .any(|entry| entry.name == *name && entry.mac.is_some())
 }

@@ -33,8 +33,16 @@ pub struct Journal {
 impl Journal {
     /// An empty journal whose important lines also go to the FIFO `console`, where there is one.
     pub fn new(console: PathBuf) -> Self {
-        let ring = Ring { node: None, next: 1, events: VecDeque::new() };
-        Self { ring: Arc::new(Mutex::new(ring)), live: broadcast::channel(SUBSCRIBER_LAG).0, console }
+        let ring = Ring {
+            node: None,
+            next: 1,
+            events: VecDeque::new(),
+        };
+        Self {
+            ring: Arc::new(Mutex::new(ring)),
+            live: broadcast::channel(SUBSCRIBER_LAG).0,
+            console,
+        }
     }
 
     /// Events from now on carry this name.
@@ -45,7 +53,9 @@ impl Journal {
     /// Records an event.
     pub fn emit(&self, reason: &str, object: &str, message: &str) {
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(node) = ring.node.clone().or_else(|| "unnamed".parse().ok()) else { return };
+        let Some(node) = ring.node.clone().or_else(|| "unnamed".parse().ok()) else {
+            return;
+        };
         let event = EventView {
             seq: ring.next,
             at_ms: crate::clock::unix_ms(),
@@ -71,14 +81,20 @@ impl Journal {
 
     /// Shows a sentence on every console of the box. Never blocks: without a reader the line is dropped.
     pub fn console(&self, message: &str) {
-        let mut line: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let mut line: String = message
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .collect();
         let mut end = line.len().min(CONSOLE_LINE - 1);
         while !line.is_char_boundary(end) {
             end -= 1;
         }
         line.truncate(end);
         line.push('\n');
-        let fifo = std::fs::OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK).open(&self.console);
+        let fifo = std::fs::OpenOptions::new()
+            .write(true)
+            .custom_flags(nix::libc::O_NONBLOCK)
+            .open(&self.console);
         if let Ok(mut fifo) = fifo {
             let _ = fifo.write_all(line.as_bytes());
         }

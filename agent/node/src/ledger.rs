@@ -44,13 +44,24 @@ impl Ledger {
 
     /// Makes a record durable; it replaces the earlier one of its kind and key.
     pub fn keep(&self, record: &Record) -> Result<(), StoreError> {
-        self.0.save(&format!("{RECORDS}/{}.json", file_name(record)), record)
+        self.0
+            .save(&format!("{RECORDS}/{}.json", file_name(record)), record)
     }
 
     /// Remembers a pod that is about to be started.
     pub fn remember_pod(&self, pod: &RecoveredPod) -> Result<(), StoreError> {
-        let RecoveredPod { pod_id, workload, ordinal, stamp } = pod.clone();
-        let document = PodDocument { pod_id, workload, ordinal, stamp };
+        let RecoveredPod {
+            pod_id,
+            workload,
+            ordinal,
+            stamp,
+        } = pod.clone();
+        let document = PodDocument {
+            pod_id,
+            workload,
+            ordinal,
+            stamp,
+        };
         self.0.save(&format!("{PODS}/{}.json", pod.pod_id), &document)
     }
 
@@ -66,8 +77,18 @@ impl Ledger {
         let (mut known, mut unknown) = (Vec::new(), Vec::new());
         for pod_id in running {
             match self.0.load::<PodDocument>(&format!("{PODS}/{pod_id}.json")) {
-                Ok(Some(PodDocument { pod_id, workload, ordinal, stamp })) => {
-                    known.push(RecoveredPod { pod_id, workload, ordinal, stamp });
+                Ok(Some(PodDocument {
+                    pod_id,
+                    workload,
+                    ordinal,
+                    stamp,
+                })) => {
+                    known.push(RecoveredPod {
+                        pod_id,
+                        workload,
+                        ordinal,
+                        stamp,
+                    });
                 }
                 _ => unknown.push(pod_id.clone()),
             }
@@ -93,8 +114,21 @@ mod tests {
     use beemesh_agent_api::WorkloadKind;
 
     fn pod(pod_id: &str) -> RecoveredPod {
-        let workload = WorkloadId { namespace: "default".into(), kind: WorkloadKind::Pod, name: "web".into() };
-        RecoveredPod { pod_id: pod_id.into(), workload, ordinal: 0, stamp: Stamp { token: 7, template: 9, leased: false } }
+        let workload = WorkloadId {
+            namespace: "default".into(),
+            kind: WorkloadKind::Pod,
+            name: "web".into(),
+        };
+        RecoveredPod {
+            pod_id: pod_id.into(),
+            workload,
+            ordinal: 0,
+            stamp: Stamp {
+                token: 7,
+                template: 9,
+                leased: false,
+            },
+        }
     }
 
     #[test]

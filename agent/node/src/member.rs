@@ -8,12 +8,12 @@ use crate::clock;
 use crate::identity::{self, NodeKey};
 use crate::join::Joined;
 use crate::journal::Journal;
+use crate::ledger::Ledger;
 use crate::network;
 use crate::query::{Query, Site};
 use crate::rest::{self, Access, Refused};
 use crate::start::Options;
 use crate::sticks::News;
-use crate::ledger::Ledger;
 use crate::store::{Store, StoreError};
 use anyhow::{Context as _, Result};
 use beemesh_agent_api::record::CHANGE_PAYLOAD_TYPE;
@@ -22,7 +22,9 @@ use beemesh_agent_api::{Change, WorkloadSpec};
 use beemesh_agent_fabric::{Fabric, FabricConfig, FabricEvent};
 use beemesh_agent_identity::{MembershipAdmission, SharedRoots, server_config};
 use beemesh_agent_runtime::{PodEvent, PodRequest, PodStatus, Runtime};
-use beemesh_agent_sched::{Cell, CellConfig, Command, Event, MemberInfo, Millis, Persisted, PodReport, Record, RecoveredPod, Tuning};
+use beemesh_agent_sched::{
+    Cell, CellConfig, Command, Event, MemberInfo, Millis, Persisted, PodReport, Record, RecoveredPod, Tuning,
+};
 use beemesh_init_api::path;
 use beemesh_joinpack_format::{Assurance as Proven, Envelope, Member, Role, limits};
 use hyper::StatusCode;
@@ -77,7 +79,11 @@ impl Part {
         let ledger = Ledger::new(self.store.clone());
         let persisted = ledger.load(&self.journal)?;
         let (fabric, network) = self.start_fabric(&joined, &roots, &persisted)?;
-        let site = Site { name: joined.member.name.clone(), roots: joined.roots.clone(), fabric: fabric.clone() };
+        let site = Site {
+            name: joined.member.name.clone(),
+            roots: joined.roots.clone(),
+            fabric: fabric.clone(),
+        };
         self.site.send_replace(Some(site));
         self.serve_operators(&joined, &roots)?;
         let (results, done) = mpsc::channel(RESULTS);
@@ -87,10 +93,25 @@ impl Part {
             me: joined.member.peer_id.clone(),
             member: member_info(joined.member.clone(), credential),
             seed: seed()?,
-            tuning: Tuning { hedge_ms: HEDGE_MS, ..Tuning::default() },
+            tuning: Tuning {
+                hedge_ms: HEDGE_MS,
+                ..Tuning::default()
+            },
         };
         let cell = Cell::new(config, persisted, Millis(0));
-        let driver = Driver { part: self, cell, ledger, fabric, roots, joined, start, results, waited: BTreeMap::new(), joined_after: None, announced: false };
+        let driver = Driver {
+            part: self,
+            cell,
+            ledger,
+            fabric,
+            roots,
+            joined,
+            start,
+            results,
+            waited: BTreeMap::new(),
+            joined_after: None,
+            announced: false,
+        };
         driver.run(network, done).await
     }
 
@@ -169,7 +190,11 @@ struct Driver {
 }
 
 impl Driver {
-    async fn run(mut self, mut network: mpsc::Receiver<FabricEvent>, mut done: mpsc::Receiver<Event>) -> Result<()> {
+    async fn run(
+        mut self,
+        mut network: mpsc::Receiver<FabricEvent>,
+        mut done: mpsc::Receiver<Event>,
+    ) -> Result<()> {
         let mut pods = self.part.runtime.events();
         self.recover().await;
         let mut tick = tokio::time::interval(TICK);
@@ -223,13 +248,32 @@ impl Driver {
                 Ok(change) => return Some(Event::Change { change, envelope }),
                 Err(error) => tracing::warn!(%error, "a change from a member was refused"),
             },
-            Command::Start { pod_id, workload, ordinal, stamp, spec, accepted_at } => {
-                let pod = RecoveredPod { pod_id, workload, ordinal, stamp };
+            Command::Start {
+                pod_id,
+                workload,
+                ordinal,
+                stamp,
+                spec,
+                accepted_at,
+            } => {
+                let pod = RecoveredPod {
+                    pod_id,
+                    workload,
+                    ordinal,
+                    stamp,
+                };
                 self.start_pod(pod, *spec, accepted_at);
             }
-            Command::Stop { pod_id, grace_seconds } => self.stop_pod(pod_id, grace_seconds),
+            Command::Stop {
+                pod_id,
+                grace_seconds,
+            } => self.stop_pod(pod_id, grace_seconds),
             Command::Persist(record) => self.persist(&record),
-            Command::Emit { reason, object, message } => self.part.journal.emit(reason, &object, &message),
+            Command::Emit {
+                reason,
+                object,
+                message,
+            } => self.part.journal.emit(reason, &object, &message),
             other => return self.membership_command(other),
         }
         None
@@ -239,16 +283,24 @@ impl Driver {
         match command {
             Command::VerifyMember { peer, credential } => {
                 let roots = self.roots.read().unwrap_or_else(PoisonError::into_inner);
-                match beemesh_joinpack_format::Membership::parse(&credential).and_then(|m| m.verify(&roots, &peer)) {
+                match beemesh_joinpack_format::Membership::parse(&credential)
+                    .and_then(|m| m.verify(&roots, &peer))
+                {
                     Ok(member) => return Some(member_event(member, credential)),
                     Err(refusal) => tracing::warn!(%peer, %refusal, "a member's credential was refused"),
                 }
             }
-            Command::Quarantine { peer, voucher_id, first } => {
+            Command::Quarantine {
+                peer,
+                voucher_id,
+                first,
+            } => {
                 let message = format!(
                     "{peer} used voucher {voucher_id}, which {first} had redeemed before: a stick was copied, {peer} stays out"
                 );
-                self.part.journal.announce("Quarantined", &format!("node/{peer}"), &message);
+                self.part
+                    .journal
+                    .announce("Quarantined", &format!("node/{peer}"), &message);
                 if let Err(error) = self.fabric.disconnect(&peer) {
                     tracing::warn!(%peer, %error, "failed to disconnect");
                 }
@@ -266,7 +318,9 @@ impl Driver {
 
     /// Going on would break the promise that a grant is durable; the supervisor starts the agent again.
     fn state_volume_failed(&self, error: &StoreError) {
-        self.part.journal.announce("StateVolumeFailed", "node/self", &crate::words(error));
+        self.part
+            .journal
+            .announce("StateVolumeFailed", "node/self", &crate::words(error));
         std::process::exit(1);
     }
 
@@ -282,9 +336,13 @@ impl Driver {
             name: spec.id.pod_name(pod.ordinal),
             spec: spec.pod,
         };
-        self.waited.insert(pod.pod_id.clone(), self.now().since(accepted_at));
-        let (runtime, results, journal) =
-            (Arc::clone(&self.part.runtime), self.results.clone(), self.part.journal.clone());
+        self.waited
+            .insert(pod.pod_id.clone(), self.now().since(accepted_at));
+        let (runtime, results, journal) = (
+            Arc::clone(&self.part.runtime),
+            self.results.clone(),
+            self.part.journal.clone(),
+        );
         tokio::spawn(async move {
             let name = request.name.clone();
             if let Err(error) = runtime.start(request).await {
@@ -329,7 +387,9 @@ impl Driver {
             Ok(PodEvent::Changed(status)) => self.pod_changed(*status),
             Ok(PodEvent::Removed { pod_id }) => self.pod_gone(pod_id),
             Err(broadcast::error::RecvError::Lagged(_)) => self.look_at_all_pods().await,
-            Err(broadcast::error::RecvError::Closed) => tracing::error!("the runtime sends no events any more"),
+            Err(broadcast::error::RecvError::Closed) => {
+                tracing::error!("the runtime sends no events any more")
+            }
         }
     }
 
@@ -341,7 +401,10 @@ impl Driver {
             ready: status.is_ready(),
             ip: status.ip.map(|ip| ip.to_string()),
             ports: status.ports,
-            start_ms: status.start_ms.zip(waited).map(|(start, waited)| start.saturating_add(waited)),
+            start_ms: status
+                .start_ms
+                .zip(waited)
+                .map(|(start, waited)| start.saturating_add(waited)),
             containers: status.state.containers,
             reason: status.reason,
         };
@@ -357,9 +420,16 @@ impl Driver {
     fn network(&mut self, event: FabricEvent) {
         match event {
             FabricEvent::Listening { address } => tracing::info!(address, "listening"),
-            FabricEvent::Connected { peer, credential, address } => {
+            FabricEvent::Connected {
+                peer,
+                credential,
+                address,
+            } => {
                 tracing::info!(%peer, address, "connected");
-                let verified = Command::VerifyMember { peer: peer.clone(), credential };
+                let verified = Command::VerifyMember {
+                    peer: peer.clone(),
+                    credential,
+                };
                 if let Some(event) = self.membership_command(verified) {
                     self.step(event);
                     self.step(Event::Connected { peer });
@@ -370,11 +440,21 @@ impl Driver {
             FabricEvent::Message { from, bytes } => self.step(Event::Message { from, bytes }),
             FabricEvent::Stream { from, stream } => {
                 tracing::debug!(%from, "stream");
-                tokio::spawn(rest::serve_connection(stream, Access::Member, self.part.context.clone()));
+                tokio::spawn(rest::serve_connection(
+                    stream,
+                    Access::Member,
+                    self.part.context.clone(),
+                ));
             }
-            FabricEvent::Refused { peer, address, reason } => {
+            FabricEvent::Refused {
+                peer,
+                address,
+                reason,
+            } => {
                 let who = peer.map_or_else(|| address.clone(), |peer| format!("{peer} at {address}"));
-                self.part.journal.emit("StrangerRefused", "fabric", &format!("{who}: {reason}"));
+                self.part
+                    .journal
+                    .emit("StrangerRefused", "fabric", &format!("{who}: {reason}"));
             }
         }
     }
@@ -398,7 +478,9 @@ impl Driver {
             assurance(member.assurance),
             after.map_or_else(|| "?".to_owned(), |after| after.to_string()),
         );
-        self.part.journal.announce("Joined", &format!("node/{}", member.name), &message);
+        self.part
+            .journal
+            .announce("Joined", &format!("node/{}", member.name), &message);
     }
 
     fn answer(&mut self, question: Query) {
@@ -412,13 +494,21 @@ impl Driver {
     }
 
     fn take_change(&mut self, envelope: Vec<u8>) -> Result<(), Refused> {
-        let change =
-            self.verify_change(&envelope).map_err(|error| Refused::new(StatusCode::FORBIDDEN, error))?;
+        let change = self
+            .verify_change(&envelope)
+            .map_err(|error| Refused::new(StatusCode::FORBIDDEN, error))?;
         let checked = self.cell.check_change(&change, &envelope);
         checked.map_err(|error| Refused::new(StatusCode::BAD_REQUEST, crate::words(&error)))?;
-        let known = self.cell.changes().map(|(known, _)| known).find(|known| known.workload == change.workload);
+        let known = self
+            .cell
+            .changes()
+            .map(|(known, _)| known)
+            .find(|known| known.workload == change.workload);
         if known.is_some_and(|known| known.id > change.id) {
-            let error = format!("a newer change to `{}` is known: is this machine's clock behind?", change.workload);
+            let error = format!(
+                "a newer change to `{}` is known: is this machine's clock behind?",
+                change.workload
+            );
             return Err(Refused::new(StatusCode::CONFLICT, error));
         }
         if change.spec.is_none() && known.is_none_or(|known| known.spec.is_none()) {
@@ -432,14 +522,18 @@ impl Driver {
     /// The change in an envelope that an operator of this fabric signed.
     fn verify_change(&self, envelope: &[u8]) -> Result<Change, String> {
         let roots = self.roots.read().unwrap_or_else(PoisonError::into_inner);
-        let envelope = Envelope::parse(envelope, limits::MANIFEST_LIMIT).map_err(|refusal| refusal.to_string())?;
+        let envelope =
+            Envelope::parse(envelope, limits::MANIFEST_LIMIT).map_err(|refusal| refusal.to_string())?;
         let payload = envelope
             .verify(CHANGE_PAYLOAD_TYPE, &roots.role(Role::Operator))
             .map_err(|refusal| refusal.to_string())?;
         let change: Change =
             serde_json::from_slice(&payload).map_err(|error| format!("the change is malformed: {error}"))?;
         if change.fabric != *roots.fabric_id() {
-            return Err(format!("the change is meant for fabric {}", change.fabric.short()));
+            return Err(format!(
+                "the change is meant for fabric {}",
+                change.fabric.short()
+            ));
         }
         Ok(change)
     }
@@ -451,7 +545,11 @@ impl Driver {
                 tracing::warn!(address, %error, "failed to dial");
             }
         }
-        let site = Site { name: news.member.name.clone(), roots: news.roots.clone(), fabric: self.fabric.clone() };
+        let site = Site {
+            name: news.member.name.clone(),
+            roots: news.roots.clone(),
+            fabric: self.fabric.clone(),
+        };
         self.part.site.send_replace(Some(site));
         self.joined = news;
     }
@@ -470,7 +568,10 @@ impl Driver {
 }
 
 fn member_event(member: Member, credential: Vec<u8>) -> Event {
-    Event::Member { peer: member.peer_id.clone(), member: member_info(member, credential) }
+    Event::Member {
+        peer: member.peer_id.clone(),
+        member: member_info(member, credential),
+    }
 }
 
 fn member_info(member: Member, credential: Vec<u8>) -> MemberInfo {

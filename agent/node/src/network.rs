@@ -9,7 +9,9 @@ use std::path::Path;
 
 /// The MAC addresses of this box's network cards, lower case, without loopback and pod links.
 pub fn own_macs(sys_class_net: &Path) -> Vec<String> {
-    let Ok(links) = fs::read_dir(sys_class_net) else { return Vec::new() };
+    let Ok(links) = fs::read_dir(sys_class_net) else {
+        return Vec::new();
+    };
     let physical = links.flatten().filter(|link| link.path().join("device").exists());
     let mut macs: Vec<String> = physical
         .filter_map(|link| fs::read_to_string(link.path().join("address")).ok())
@@ -21,14 +23,21 @@ pub fn own_macs(sys_class_net: &Path) -> Vec<String> {
 
 /// The pack's entry for this box, chosen by MAC.
 pub fn entry_for<'a>(manifest: &'a Manifest, macs: &[String]) -> Option<&'a NodeEntry> {
-    let own = |entry: &&NodeEntry| entry.mac.as_ref().is_some_and(|mac| macs.contains(&mac.to_lowercase()));
+    let own = |entry: &&NodeEntry| {
+        entry
+            .mac
+            .as_ref()
+            .is_some_and(|mac| macs.contains(&mac.to_lowercase()))
+    };
     manifest.nodes.iter().find(own)
 }
 
 /// The settings of an entry; DHCP on every link where it gives none.
 pub fn config_for(entry: Option<&NodeEntry>) -> NetworkConfig {
     let settings = entry.and_then(|entry| Some((entry.mac.as_ref()?, entry.network.as_ref()?)));
-    let Some((mac, network)) = settings else { return NetworkConfig::default() };
+    let Some((mac, network)) = settings else {
+        return NetworkConfig::default();
+    };
     let link = LinkConfig {
         mac: mac.to_lowercase(),
         dhcp: network.dhcp,
@@ -36,7 +45,10 @@ pub fn config_for(entry: Option<&NodeEntry>) -> NetworkConfig {
         gateway: network.gateway.clone(),
         dns: network.dns.clone(),
     };
-    NetworkConfig { links: vec![link], dhcp_others: true }
+    NetworkConfig {
+        links: vec![link],
+        dhcp_others: true,
+    }
 }
 
 /// Hands the settings over.
@@ -47,8 +59,12 @@ pub fn write_config(path: &Path, config: &NetworkConfig) -> io::Result<()> {
 
 /// The addresses of this box without their prefix lengths, as `beemesh-net` reports them.
 pub fn own_addresses(status: &Path) -> Vec<String> {
-    let status = fs::read(status).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let status = fs::read(status)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let status: beemesh_init_api::NetworkStatus = status.unwrap_or_default();
     let addresses = status.links.into_iter().flat_map(|link| link.addresses);
-    addresses.filter_map(|cidr| Some(cidr.split('/').next()?.to_owned())).collect()
+    addresses
+        .filter_map(|cidr| Some(cidr.split('/').next()?.to_owned()))
+        .collect()
 }

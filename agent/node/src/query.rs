@@ -47,11 +47,21 @@ pub async fn ask<T>(
     question: impl FnOnce(oneshot::Sender<T>) -> Query,
 ) -> Result<T, Refused> {
     let (reply, answer) = oneshot::channel();
-    let busy = |why: &str| Refused::new(StatusCode::SERVICE_UNAVAILABLE, format!("the agent {why}: try again"));
-    queries.try_send(question(reply)).map_err(|_| busy("has too many questions waiting"))?;
+    let busy = |why: &str| {
+        Refused::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("the agent {why}: try again"),
+        )
+    };
+    queries
+        .try_send(question(reply))
+        .map_err(|_| busy("has too many questions waiting"))?;
     match tokio::time::timeout(PATIENCE, answer).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(_)) => Err(busy("is not a member of a fabric yet or is stopping")),
-        Err(_) => Err(Refused::new(StatusCode::GATEWAY_TIMEOUT, "the agent does not answer in time")),
+        Err(_) => Err(Refused::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "the agent does not answer in time",
+        )),
     }
 }

@@ -1,11 +1,11 @@
 //! Options and the order in which the parts are started.
 
 use crate::clock::Floor;
-use crate::join::{DOCUMENT, FabricDocument, Joined};
 use crate::images::Images;
+use crate::join::{DOCUMENT, FabricDocument, Joined};
 use crate::journal::Journal;
 use crate::query::QUERIES;
-use crate::sticks::{Sticks, News};
+use crate::sticks::{News, Sticks};
 use crate::store::Store;
 use crate::{identity, member, network, rest};
 use anyhow::{Context as _, Result};
@@ -79,7 +79,10 @@ pub async fn run(options: Options) -> Result<()> {
     });
 
     let joined = recall(&store, &key, &journal)?;
-    let floor = Floor::new(identity::built(), joined.as_ref().map(|joined| joined.document.floor));
+    let floor = Floor::new(
+        identity::built(),
+        joined.as_ref().map(|joined| joined.document.floor),
+    );
     if let Some(joined) = &joined {
         network::write_config(&options.run_path(path::NETWORK), &joined.document.network)
             .context("failed to hand over the network settings")?;
@@ -97,7 +100,17 @@ pub async fn run(options: Options) -> Result<()> {
         news,
     };
     let sticks = tokio::spawn(sticks.run());
-    let part = member::Part { options, journal, store, key, runtime, context, site, questions, arriving };
+    let part = member::Part {
+        options,
+        journal,
+        store,
+        key,
+        runtime,
+        context,
+        site,
+        questions,
+        arriving,
+    };
     let member = tokio::spawn(part.run(joined));
 
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -142,8 +155,11 @@ fn recall(store: &Store, key: &identity::NodeKey, journal: &Journal) -> Result<O
 
 /// Tells the supervisor that the agent serves (sd_notify protocol, `READY=1`).
 fn notify_ready() {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1", path));
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let sent =
+        std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1", path));
     if let Err(error) = sent {
         tracing::warn!(%error, "failed to tell the supervisor that the agent is ready");
     }

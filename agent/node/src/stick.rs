@@ -6,7 +6,9 @@
 
 use crate::store::write_atomic;
 use beemesh_ids::Digest;
-use beemesh_joinpack_format::{BlobCheck, MANIFEST_LIMIT, Pack, Receipt, Refusal, SecretKey, Unverified, Verified, limits};
+use beemesh_joinpack_format::{
+    BlobCheck, MANIFEST_LIMIT, Pack, Receipt, Refusal, SecretKey, Unverified, Verified, limits,
+};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -73,15 +75,25 @@ pub fn list_blobs(stick: &Path) -> Result<Vec<String>, StickError> {
             Err(source) => return Err(StickError::Read { path, source }),
         };
         for entry in entries {
-            let entry = entry.map_err(|source| StickError::Read { path: path.clone(), source })?;
+            let entry = entry.map_err(|source| StickError::Read {
+                path: path.clone(),
+                source,
+            })?;
             let relative = folder.join(entry.file_name());
-            let kind = entry.file_type().map_err(|source| StickError::Read { path: path.clone(), source })?;
+            let kind = entry.file_type().map_err(|source| StickError::Read {
+                path: path.clone(),
+                source,
+            })?;
             match kind.is_dir() {
                 true => folders.push(relative),
                 false => names.push(relative.to_string_lossy().into_owned()),
             }
             if names.len() + folders.len() > limits::LISTING {
-                return Err(Refusal::LimitExceeded { what: "files below blobs", limit: limits::LISTING }.into());
+                return Err(Refusal::LimitExceeded {
+                    what: "files below blobs",
+                    limit: limits::LISTING,
+                }
+                .into());
             }
         }
     }
@@ -89,13 +101,31 @@ pub fn list_blobs(stick: &Path) -> Result<Vec<String>, StickError> {
 }
 
 /// Copies the named blobs into `staging`, checking each. On any error the whole folder is removed.
-pub fn stage_blobs(stick: &Path, pack: &Pack<Verified>, blobs: &[Digest], staging: &Path) -> Result<(), StickError> {
-    let keep = |source| StickError::Keep { path: staging.to_owned(), source };
+pub fn stage_blobs(
+    stick: &Path,
+    pack: &Pack<Verified>,
+    blobs: &[Digest],
+    staging: &Path,
+) -> Result<(), StickError> {
+    let keep = |source| StickError::Keep {
+        path: staging.to_owned(),
+        source,
+    };
     let _ = fs::remove_dir_all(staging);
     fs::create_dir_all(staging).map_err(keep)?;
     let staged = blobs.iter().try_for_each(|digest| {
-        let size = pack.manifest().blobs.get(digest).copied().ok_or(Refusal::MissingBlob { digest: *digest })?;
-        copy_blob(&stick.join(pack.blob_path(digest)), &staging.join(digest.hex()), *digest, size)
+        let size = pack
+            .manifest()
+            .blobs
+            .get(digest)
+            .copied()
+            .ok_or(Refusal::MissingBlob { digest: *digest })?;
+        copy_blob(
+            &stick.join(pack.blob_path(digest)),
+            &staging.join(digest.hex()),
+            *digest,
+            size,
+        )
     });
     if staged.is_err() {
         let _ = fs::remove_dir_all(staging);
@@ -104,15 +134,23 @@ pub fn stage_blobs(stick: &Path, pack: &Pack<Verified>, blobs: &[Digest], stagin
 }
 
 fn copy_blob(from: &Path, to: &Path, digest: Digest, size: u64) -> Result<(), StickError> {
-    let broken = |source| StickError::Read { path: from.to_owned(), source };
-    let keep = |source| StickError::Keep { path: to.to_owned(), source };
+    let broken = |source| StickError::Read {
+        path: from.to_owned(),
+        source,
+    };
+    let keep = |source| StickError::Keep {
+        path: to.to_owned(),
+        source,
+    };
     let mut check = BlobCheck::new(digest, size);
     let mut source = File::open(from).map_err(broken)?;
     let mut target = File::create(to).map_err(keep)?;
     let mut buffer = vec![0; CHUNK];
     loop {
         let length = source.read(&mut buffer).map_err(broken)?;
-        let Some(bytes) = buffer.get(..length).filter(|bytes| !bytes.is_empty()) else { break };
+        let Some(bytes) = buffer.get(..length).filter(|bytes| !bytes.is_empty()) else {
+            break;
+        };
         check.update(bytes)?;
         target.write_all(bytes).map_err(keep)?;
     }

@@ -60,19 +60,27 @@ impl Sticks {
         let mut seen = 0;
         let mut hinted = false;
         loop {
-            let now: Option<StickStatus> =
-                std::fs::read(&status).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            let now: Option<StickStatus> = std::fs::read(&status)
+                .ok()
+                .and_then(|bytes| serde_json::from_slice(&bytes).ok());
             match now {
-                Some(StickStatus { generation, device: Some(device) }) if generation != seen => {
+                Some(StickStatus {
+                    generation,
+                    device: Some(device),
+                }) if generation != seen => {
                     seen = generation;
                     self.inserted(&device).await;
                 }
-                Some(StickStatus { generation, device: None }) => seen = generation,
+                Some(StickStatus {
+                    generation,
+                    device: None,
+                }) => seen = generation,
                 _ => {}
             }
             if self.joined.is_none() && !hinted && seen == 0 && clock::boot_ms() > 5_000 {
                 hinted = true;
-                self.journal.console("this box is not a member of a fabric yet: insert a join stick");
+                self.journal
+                    .console("this box is not a member of a fabric yet: insert a join stick");
             }
             if self.news.is_closed() {
                 return;
@@ -82,7 +90,11 @@ impl Sticks {
     }
 
     async fn inserted(&mut self, device: &str) {
-        self.journal.announce("StickInserted", "pack", &format!("reading the join stick {device}"));
+        self.journal.announce(
+            "StickInserted",
+            "pack",
+            &format!("reading the join stick {device}"),
+        );
         let mount = self.options.run_path(path::STICK);
         let taken = {
             // Reading a slow stick must not hold up the agent's other tasks.
@@ -102,8 +114,14 @@ impl Sticks {
         }
         let receipt = self.receipt(serial, outcome);
         let secret = self.key.secret_key();
-        if let Err(error) = tokio::task::block_in_place(|| stick::write_receipt(&mount, &receipt, Some(&secret))) {
-            self.journal.announce("ReceiptFailed", "pack", &format!("no receipt was written to the stick: {error}"));
+        if let Err(error) =
+            tokio::task::block_in_place(|| stick::write_receipt(&mount, &receipt, Some(secret)))
+        {
+            self.journal.announce(
+                "ReceiptFailed",
+                "pack",
+                &format!("no receipt was written to the stick: {error}"),
+            );
         }
     }
 
@@ -127,28 +145,49 @@ impl Sticks {
         };
         let plan = plan(&pack, &applicant)?;
         let wanted = plan.images.into_iter();
-        let images: Vec<_> = wanted.filter(|(name, digest)| !self.images.has_archive(name, digest)).collect();
+        let images: Vec<_> = wanted
+            .filter(|(name, digest)| !self.images.has_archive(name, digest))
+            .collect();
         let staging = self.store.path("staging");
         let blobs: Vec<_> = images.iter().map(|(_, digest)| *digest).collect();
         stick::stage_blobs(mount, &pack, &blobs, &staging)?;
         let joined = Joined::check(plan.document, &peer)?;
-        self.store.save(DOCUMENT, &joined.document).map_err(|error| StickError::Keep {
-            path: self.store.path(DOCUMENT),
-            source: std::io::Error::other(error),
-        })?;
-        Ok(Taken { joined, images, staging, first: !plan.already_member })
+        self.store
+            .save(DOCUMENT, &joined.document)
+            .map_err(|error| StickError::Keep {
+                path: self.store.path(DOCUMENT),
+                source: std::io::Error::other(error),
+            })?;
+        Ok(Taken {
+            joined,
+            images,
+            staging,
+            first: !plan.already_member,
+        })
     }
 
     async fn accept(&mut self, taken: Taken) {
-        let Taken { joined, images, staging, first } = taken;
+        let Taken {
+            joined,
+            images,
+            staging,
+            first,
+        } = taken;
         let document = &joined.document;
         self.floor.raise(document.floor);
         if let Err(error) = network::write_config(&self.options.run_path(path::NETWORK), &document.network) {
-            self.journal.announce("NetworkFailed", "pack", &format!("the network settings were not taken: {error}"));
+            self.journal.announce(
+                "NetworkFailed",
+                "pack",
+                &format!("the network settings were not taken: {error}"),
+            );
         }
         let fabric = joined.member.fabric.short();
         let message = match first {
-            true => format!("the join stick is good: this box is {} in fabric {fabric}", joined.member.name),
+            true => format!(
+                "the join stick is good: this box is {} in fabric {fabric}",
+                joined.member.name
+            ),
             false => format!("the join stick is good: its news for fabric {fabric} were taken"),
         };
         self.journal.announce("PackApplied", "pack", &message);
@@ -161,7 +200,11 @@ impl Sticks {
     }
 
     fn refuse(&self, error: &StickError) {
-        let message = format!("the join stick was refused ({}): {}", error.code(), crate::words(error));
+        let message = format!(
+            "the join stick was refused ({}): {}",
+            error.code(),
+            crate::words(error)
+        );
         self.journal.announce("PackRefused", "pack", &message);
     }
 

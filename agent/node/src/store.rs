@@ -56,7 +56,9 @@ pub struct Store {
 impl Store {
     /// Opens the folder, making it where it is missing.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        let store = Self { root: root.to_owned() };
+        let store = Self {
+            root: root.to_owned(),
+        };
         fs::create_dir_all(root).map_err(|source| io_error("create", root, source))?;
         Ok(store)
     }
@@ -78,16 +80,23 @@ impl Store {
         let read = file.take(DOCUMENT_LIMIT + 1).read_to_end(&mut bytes);
         read.map_err(|source| io_error("read", &path, source))?;
         if bytes.len() as u64 > DOCUMENT_LIMIT {
-            return Err(StoreError::TooLarge { path, limit: DOCUMENT_LIMIT });
+            return Err(StoreError::TooLarge {
+                path,
+                limit: DOCUMENT_LIMIT,
+            });
         }
-        serde_json::from_slice(&bytes).map(Some).map_err(|source| StoreError::Damaged { path, source })
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|source| StoreError::Damaged { path, source })
     }
 
     /// Writes a document durably.
     pub fn save<T: Serialize>(&self, name: &str, document: &T) -> Result<(), StoreError> {
         let path = self.path(name);
-        let bytes =
-            serde_json::to_vec(document).map_err(|source| StoreError::Damaged { path: path.clone(), source })?;
+        let bytes = serde_json::to_vec(document).map_err(|source| StoreError::Damaged {
+            path: path.clone(),
+            source,
+        })?;
         write_atomic(&path, &bytes, 0o600).map_err(|source| io_error("write", &path, source))
     }
 
@@ -101,7 +110,10 @@ impl Store {
     }
 
     /// All documents of a sub-folder, by name; a damaged one is left out and named.
-    pub fn load_folder<T: DeserializeOwned>(&self, folder: &str) -> Result<(Vec<T>, Vec<StoreError>), StoreError> {
+    pub fn load_folder<T: DeserializeOwned>(
+        &self,
+        folder: &str,
+    ) -> Result<(Vec<T>, Vec<StoreError>), StoreError> {
         let path = self.path(folder);
         let entries = match fs::read_dir(&path) {
             Ok(entries) => entries,
@@ -116,7 +128,10 @@ impl Store {
                 _ => {}
             }
             if names.len() > FOLDER_LIMIT {
-                return Err(StoreError::TooLarge { path, limit: FOLDER_LIMIT as u64 });
+                return Err(StoreError::TooLarge {
+                    path,
+                    limit: FOLDER_LIMIT as u64,
+                });
             }
         }
         names.sort();
@@ -132,7 +147,11 @@ impl Store {
 }
 
 fn io_error(action: &'static str, path: &Path, source: io::Error) -> StoreError {
-    StoreError::Io { action, path: path.to_owned(), source }
+    StoreError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// Replaces `path` by `bytes`, durably.
@@ -140,7 +159,12 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let parent = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(parent)?;
     let temporary = path.with_extension("tmp");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
@@ -178,7 +202,13 @@ mod tests {
     fn an_oversized_document_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
-        File::create(store.path("big.json")).unwrap().set_len(DOCUMENT_LIMIT + 1).unwrap();
-        assert!(matches!(store.load::<u32>("big.json"), Err(StoreError::TooLarge { .. })));
+        File::create(store.path("big.json"))
+            .unwrap()
+            .set_len(DOCUMENT_LIMIT + 1)
+            .unwrap();
+        assert!(matches!(
+            store.load::<u32>("big.json"),
+            Err(StoreError::TooLarge { .. })
+        ));
     }
 }

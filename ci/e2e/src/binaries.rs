@@ -18,7 +18,9 @@ impl Binaries {
     /// Finds the build; says what to run where there is none.
     pub fn find() -> Result<Self> {
         let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
-        let target = target.canonicalize().context("there is no target folder: run `cargo xtask build`")?;
+        let target = target
+            .canonicalize()
+            .context("there is no target folder: run `cargo xtask build`")?;
         let binaries = Self { target };
         for needed in [binaries.joinpack(), binaries.bmctl(), binaries.release_json()] {
             if !needed.exists() {
@@ -52,7 +54,11 @@ impl Binaries {
     /// An artefact of the release by the end of its name, e.g. `.img`.
     pub fn artefact(&self, end: &str) -> Result<PathBuf> {
         let release = self.release()?;
-        let names = release["artefacts"].as_array().into_iter().flatten().filter_map(|entry| entry["name"].as_str());
+        let names = release["artefacts"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry["name"].as_str());
         let name = names.into_iter().find(|name| name.ends_with(end));
         let name = name.with_context(|| format!("the release has no artefact that ends with `{end}`"))?;
         Ok(self.target.join("image").join(name))
@@ -60,7 +66,10 @@ impl Binaries {
 
     /// Runs `joinpack`; its output, whatever its exit code.
     pub fn run_joinpack<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Result<Output> {
-        Command::new(self.joinpack()).args(arguments).output().context("failed to start joinpack")
+        Command::new(self.joinpack())
+            .args(arguments)
+            .output()
+            .context("failed to start joinpack")
     }
 }
 
@@ -84,18 +93,32 @@ pub struct Ctl {
 impl Ctl {
     /// Towards the REST interface that `node` leads to.
     pub fn new(binaries: &Binaries, context: &Path, node: SocketAddr) -> Self {
-        Self { bmctl: binaries.bmctl(), context: context.to_owned(), node }
+        Self {
+            bmctl: binaries.bmctl(),
+            context: context.to_owned(),
+            node,
+        }
     }
 
     /// The command line up to the sub-command, for people.
     pub fn line(&self) -> String {
-        format!("{} --context {} --node {}", self.bmctl.display(), self.context.display(), self.node)
+        format!(
+            "{} --context {} --node {}",
+            self.bmctl.display(),
+            self.context.display(),
+            self.node
+        )
     }
 
     /// The command with these arguments.
     pub fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
         let mut command = Command::new(&self.bmctl);
-        command.arg("--context").arg(&self.context).arg("--node").arg(self.node.to_string()).args(arguments);
+        command
+            .arg("--context")
+            .arg(&self.context)
+            .arg("--node")
+            .arg(self.node.to_string())
+            .args(arguments);
         command
     }
 
@@ -106,7 +129,11 @@ impl Ctl {
 
     /// Runs it with `-o json` and reads what it prints.
     pub fn json(&self, arguments: &[&str]) -> Result<Value> {
-        let output = self.command(arguments).args(["-o", "json"]).output().context("failed to start bmctl")?;
+        let output = self
+            .command(arguments)
+            .args(["-o", "json"])
+            .output()
+            .context("failed to start bmctl")?;
         let text = expect_success(&format!("bmctl {}", arguments.join(" ")), &output)?;
         serde_json::from_str(&text).with_context(|| format!("bmctl {} printed no JSON", arguments.join(" ")))
     }

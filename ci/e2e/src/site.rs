@@ -2,7 +2,9 @@
 
 use crate::binaries::{Binaries, Ctl, expect_success};
 use anyhow::{Context, Result};
-use beemesh_ci_testkit::{Accel, Disk, DiskBus, Ipv4Cidr, Machine, MachineConfig, Mac, Nic, SiteHost, Stick, Switch};
+use beemesh_ci_testkit::{
+    Accel, Disk, DiskBus, Ipv4Cidr, Mac, Machine, MachineConfig, Nic, SiteHost, Stick, Switch,
+};
 use serde_json::Value;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -78,12 +80,29 @@ impl Site {
         let _ = fs::remove_dir_all(folder);
         fs::create_dir_all(folder).with_context(|| format!("failed to make `{}`", folder.display()))?;
         let switch = Switch::start()?;
-        let host = SiteHost::plug(&switch, "operator", Ipv4Cidr::new(Ipv4Addr::new(10, 77, 0, 1), 24))?;
-        let (kernel, cache) = (binaries.artefact("vmlinuz")?, binaries.target.join("e2e/accel.json"));
+        let host = SiteHost::plug(
+            &switch,
+            "operator",
+            Ipv4Cidr::new(Ipv4Addr::new(10, 77, 0, 1), 24),
+        )?;
+        let (kernel, cache) = (
+            binaries.artefact("vmlinuz")?,
+            binaries.target.join("e2e/accel.json"),
+        );
         fs::create_dir_all(binaries.target.join("e2e"))?;
         let accel = Accel::choose(&kernel, &cache)?.accel;
-        let site = Self { binaries, folder: folder.to_owned(), switch, host, nodes: Vec::new(), options, accel };
-        let init = site.binaries.run_joinpack(["fabric", "init", &site.text("fabric"), "--name", "e2e"])?;
+        let site = Self {
+            binaries,
+            folder: folder.to_owned(),
+            switch,
+            host,
+            nodes: Vec::new(),
+            options,
+            accel,
+        };
+        let init = site
+            .binaries
+            .run_joinpack(["fabric", "init", &site.text("fabric"), "--name", "e2e"])?;
         expect_success("joinpack fabric init", &init)?;
         site.make_pack("pack", &[])?;
         Ok(site)
@@ -99,8 +118,16 @@ impl Site {
         line.extend(["--out".into(), self.text(name), "--cell".into(), "site".into()]);
         line.extend(["--found".into(), "--blank-disk".into()]);
         for number in 1..=self.options.nodes {
-            let entry = format!("node-{number},mac=52:54:00:77:00:{number:02x},address={}/24", address(number));
-            line.extend(["--node".into(), entry, "--peer".into(), format!("{}:{FABRIC_PORT}", address(number))]);
+            let entry = format!(
+                "node-{number},mac=52:54:00:77:00:{number:02x},address={}/24",
+                address(number)
+            );
+            line.extend([
+                "--node".into(),
+                entry,
+                "--peer".into(),
+                format!("{}:{FABRIC_PORT}", address(number)),
+            ]);
         }
         for (name, archive) in &self.options.images {
             line.extend(["--image".into(), format!("{name}={}", archive.display())]);
@@ -123,11 +150,17 @@ impl Site {
     pub fn stick(&self, name: &str, pack: Option<&Path>) -> Result<PathBuf> {
         let image = self.binaries.artefact(".img")?;
         let stick = self.folder.join(format!("{name}.img"));
-        let copied = Command::new("cp").arg("--sparse=always").arg(&image).arg(&stick).output()?;
+        let copied = Command::new("cp")
+            .arg("--sparse=always")
+            .arg(&image)
+            .arg(&stick)
+            .output()?;
         expect_success("copying the image", &copied)?;
         if let Some(pack) = pack {
             let pack = pack.display().to_string();
-            let written = self.binaries.run_joinpack(["write", &pack, "--to", &stick.display().to_string()])?;
+            let written =
+                self.binaries
+                    .run_joinpack(["write", &pack, "--to", &stick.display().to_string()])?;
             expect_success("joinpack write", &written)?;
         }
         Ok(stick)
@@ -158,7 +191,12 @@ impl Site {
         let address = address(number);
         let machine = Machine::start(config)?;
         let rest = self.host.forward(address, REST_PORT)?;
-        self.nodes.push(Node { name: format!("node-{number}"), address, machine, rest });
+        self.nodes.push(Node {
+            name: format!("node-{number}"),
+            address,
+            machine,
+            rest,
+        });
         Ok(())
     }
 
@@ -174,8 +212,14 @@ impl Site {
         wait_until(limit, &format!("{count} members ready"), || {
             let nodes = ctl.json(&["nodes"])?;
             let nodes: Vec<Value> = nodes.as_array().cloned().unwrap_or_default();
-            let ready = nodes.iter().filter(|node| node["status"] == "Ready" && node["joined_after_ms"].is_u64());
-            Ok(if ready.count() == count { Ok(nodes) } else { Err(format!("{nodes:?}")) })
+            let ready = nodes
+                .iter()
+                .filter(|node| node["status"] == "Ready" && node["joined_after_ms"].is_u64());
+            Ok(if ready.count() == count {
+                Ok(nodes)
+            } else {
+                Err(format!("{nodes:?}"))
+            })
         })
     }
 
@@ -185,16 +229,27 @@ impl Site {
         wait_until(limit, &format!("{count} replicas serving"), || {
             let pods = ctl.json(&["pods"])?;
             let serving = self.serving(&pods);
-            Ok(if serving.len() == count { Ok(serving) } else { Err(format!("{} serve; {pods}", serving.len())) })
+            Ok(if serving.len() == count {
+                Ok(serving)
+            } else {
+                Err(format!("{} serve; {pods}", serving.len()))
+            })
         })
     }
 
     fn serving(&self, pods: &Value) -> Vec<Serving> {
-        let ready = pods.as_array().into_iter().flatten().filter(|pod| pod["ready"] == true);
+        let ready = pods
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|pod| pod["ready"] == true);
         let fetched = ready.filter_map(|pod| {
             let node = self.nodes.iter().find(|node| pod["node"] == node.name.as_str())?;
             let port = u16::try_from(pod["ports"][0][0].as_u64()?).ok()?;
-            let answer = self.host.http_get(node.address, port, "/", Duration::from_secs(5)).ok()?;
+            let answer = self
+                .host
+                .http_get(node.address, port, "/", Duration::from_secs(5))
+                .ok()?;
             (answer.status == 200 && answer.body == crate::nginx::PAGE.as_bytes()).then(|| Serving {
                 pod: pod["name"].as_str().unwrap_or_default().to_owned(),
                 pod_id: pod["pod_id"].as_str().unwrap_or_default().to_owned(),
@@ -223,7 +278,11 @@ pub struct Serving {
 }
 
 /// Repeats `look` until it says `Ok(Ok(_))`. On time-out the error says what was seen last.
-pub fn wait_until<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Result<Result<T, String>>) -> Result<T> {
+pub fn wait_until<T>(
+    limit: Duration,
+    what: &str,
+    mut look: impl FnMut() -> Result<Result<T, String>>,
+) -> Result<T> {
     let start = Instant::now();
     let mut last;
     loop {

@@ -19,13 +19,23 @@ fn site() -> Site {
     let archive = nginx::archive(&binaries.target).unwrap();
     let images = vec![(nginx::IMAGE.to_owned(), archive)];
     let folder = binaries.target.join("e2e/fabric");
-    let mut site = Site::create(&folder, SiteOptions { nodes: 3, images, create: Vec::new() }).unwrap();
+    let mut site = Site::create(
+        &folder,
+        SiteOptions {
+            nodes: 3,
+            images,
+            create: Vec::new(),
+        },
+    )
+    .unwrap();
     for number in 1..=3 {
         site.start(number).unwrap();
     }
     for node in &site.nodes {
         node.machine.wait_for("joined fabric", BOOT).unwrap();
-        node.machine.wait_for(format!("image {} is ready", nginx::IMAGE).as_str(), REACTION).unwrap();
+        node.machine
+            .wait_for(format!("image {} is ready", nginx::IMAGE).as_str(), REACTION)
+            .unwrap();
     }
     site
 }
@@ -39,7 +49,12 @@ fn ok(ctl: &Ctl, arguments: &[&str]) -> String {
 
 fn peer_id(site: &Site, name: &str) -> String {
     let nodes = site.ctl(0).unwrap().json(&["nodes"]).unwrap();
-    let node = nodes.as_array().unwrap().iter().find(|node| node["name"] == name).unwrap();
+    let node = nodes
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|node| node["name"] == name)
+        .unwrap();
     node["peer_id"].as_str().unwrap().to_owned()
 }
 
@@ -51,7 +66,10 @@ fn nodes_of(serving: &[Serving]) -> BTreeSet<&str> {
 fn three_boxes_join_run_nginx_survive_a_loss_and_know_their_own() {
     let mut site = site();
     let members = site.wait_members(0, 3, REACTION).unwrap();
-    assert!(members.iter().all(|node| node["assurance"] == "tpm"), "{members:?}");
+    assert!(
+        members.iter().all(|node| node["assurance"] == "tpm"),
+        "{members:?}"
+    );
     let ctl = site.ctl(0).unwrap();
 
     replicas_are_spread_and_the_operator_sees_into_them(&site, &ctl);
@@ -61,7 +79,12 @@ fn three_boxes_join_run_nginx_survive_a_loss_and_know_their_own() {
     the_key_is_useless_on_another_tpm(&mut site);
     a_dead_box_is_replaced(&mut site);
     deleting_ends_everything(&site, &ctl);
-    assert_eq!(site.switch.frames_outside(prefix()), 0, "{:?}", site.switch.outsiders(prefix()));
+    assert_eq!(
+        site.switch.frames_outside(prefix()),
+        0,
+        "{:?}",
+        site.switch.outsiders(prefix())
+    );
 }
 
 fn replicas_are_spread_and_the_operator_sees_into_them(site: &Site, ctl: &Ctl) {
@@ -74,17 +97,40 @@ fn replicas_are_spread_and_the_operator_sees_into_them(site: &Site, ctl: &Ctl) {
     let far = serving.iter().find(|replica| replica.node != "node-1").unwrap();
     wait_until(REACTION, "the access log", || {
         let log = ok(ctl, &["logs", &far.pod]);
-        Ok(if log.contains("GET / HTTP/1.1") { Ok(()) } else { Err(log) })
+        Ok(if log.contains("GET / HTTP/1.1") {
+            Ok(())
+        } else {
+            Err(log)
+        })
     })
     .unwrap();
-    let output = ctl.run(&["exec", &far.pod, "--", "/usr/sbin/nginx", "-v"]).unwrap();
+    let output = ctl
+        .run(&["exec", &far.pod, "--", "/usr/sbin/nginx", "-v"])
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() && text.contains("nginx version"), "{text}");
-    let failing = ctl.run(&["exec", &far.pod, "--", "/usr/sbin/nginx", "-t", "-c", "/absent"]).unwrap();
-    assert_eq!(failing.status.code(), Some(1), "the exit code of the command is passed on");
+    assert!(
+        output.status.success() && text.contains("nginx version"),
+        "{text}"
+    );
+    let failing = ctl
+        .run(&["exec", &far.pod, "--", "/usr/sbin/nginx", "-t", "-c", "/absent"])
+        .unwrap();
+    assert_eq!(
+        failing.status.code(),
+        Some(1),
+        "the exit code of the command is passed on"
+    );
     let events: Value = ctl.json(&["events"]).unwrap();
-    let reasons: BTreeSet<&str> = events.as_array().unwrap().iter().filter_map(|e| e["reason"].as_str()).collect();
-    assert!(reasons.contains("Joined") && reasons.contains("PackApplied"), "{reasons:?}");
+    let reasons: BTreeSet<&str> = events
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|e| e["reason"].as_str())
+        .collect();
+    assert!(
+        reasons.contains("Joined") && reasons.contains("PackApplied"),
+        "{reasons:?}"
+    );
 }
 
 fn a_change_that_no_operator_signed_is_refused(site: &Site) {
@@ -94,11 +140,25 @@ fn a_change_that_no_operator_signed_is_refused(site: &Site) {
     assert!(site.binaries.run_joinpack(&init).unwrap().status.success());
     let stranger = Ctl::new(&site.binaries, &other.join("operator.json"), site.nodes[0].rest);
     let refused = stranger.run(&["nodes"]).unwrap();
-    assert_eq!(refused.status.code(), Some(3), "{}", String::from_utf8_lossy(&refused.stderr));
+    assert_eq!(
+        refused.status.code(),
+        Some(3),
+        "{}",
+        String::from_utf8_lossy(&refused.stderr)
+    );
     let mut apply = site.ctl(0).unwrap().command(["apply", "-f", "-"]);
-    let mut apply = apply.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut apply = apply
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let manifest = nginx::deployment(1, 0).replace("replicas: 1", "replicas: 1\n  strategia: x");
-    apply.stdin.take().unwrap().write_all(manifest.as_bytes()).unwrap();
+    apply
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(manifest.as_bytes())
+        .unwrap();
     let output = apply.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("spec.strategia"));
@@ -111,9 +171,24 @@ fn strangers_stay_out(site: &mut Site) {
     let peer = format!("{}:7400", site.nodes[0].address);
     let node = "node-9,mac=52:54:00:77:00:09,address=10.77.0.19/24";
     let out = pack.display().to_string();
-    let line = ["create", "--fabric", &other, "--out", &out, "--node", node, "--peer", &peer, "--blank-disk"];
+    let line = [
+        "create",
+        "--fabric",
+        &other,
+        "--out",
+        &out,
+        "--node",
+        node,
+        "--peer",
+        &peer,
+        "--blank-disk",
+    ];
     let created = site.binaries.run_joinpack(line).unwrap();
-    assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
+    assert!(
+        created.status.success(),
+        "{}",
+        String::from_utf8_lossy(&created.stderr)
+    );
     let stick = site.stick("stick-9", Some(&pack)).unwrap();
     let config = site.machine(9, &stick).unwrap();
     site.start_machine(9, config).unwrap();
@@ -122,7 +197,11 @@ fn strangers_stay_out(site: &mut Site) {
     let ctl = site.ctl(0).unwrap();
     wait_until(BOOT, "the stranger to be refused", || {
         let events = ctl.json(&["events"])?;
-        let refused = events.as_array().into_iter().flatten().find(|event| event["reason"] == "StrangerRefused");
+        let refused = events
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|event| event["reason"] == "StrangerRefused");
         Ok(refused.map(|_| ()).ok_or_else(|| "no refusal yet".to_owned()))
     })
     .unwrap();
@@ -153,13 +232,19 @@ fn the_key_is_useless_on_another_tpm(site: &mut Site) {
     let other_tpm = site.folder.join("another-tpm");
     fs::create_dir_all(&other_tpm).unwrap();
     let mut foreign = config.clone().tpm(Some(&other_tpm));
-    foreign.sticks = vec![beemesh_ci_testkit::Stick::bootable("os", &site.stick("os-only", None).unwrap())];
+    foreign.sticks = vec![beemesh_ci_testkit::Stick::bootable(
+        "os",
+        &site.stick("os-only", None).unwrap(),
+    )];
     site.start_machine(3, foreign).unwrap();
     let machine = &mut site.nodes[2].machine;
     machine.wait_for("another machine", BOOT).unwrap();
     machine.wait_for("insert a join stick", BOOT).unwrap();
     let console = machine.console().lines_after(machine.boot_mark());
-    assert!(!console.iter().any(|line| line.text.contains(&own)), "the foreign machine has the identity");
+    assert!(
+        !console.iter().any(|line| line.text.contains(&own)),
+        "the foreign machine has the identity"
+    );
     machine.kill().unwrap();
     site.nodes.pop();
     // Back in its own machine it is itself again: the attempt has changed nothing.
@@ -174,7 +259,11 @@ fn a_dead_box_is_replaced(site: &mut Site) {
     site.nodes[2].machine.kill().unwrap();
     let healed = wait_until(Duration::from_secs(60), "three replicas on two boxes", || {
         let serving = site.wait_serving(0, 3, Duration::ZERO)?;
-        Ok(if serving.iter().any(|replica| replica.node == "node-3") { Err(format!("{serving:?}")) } else { Ok(serving) })
+        Ok(if serving.iter().any(|replica| replica.node == "node-3") {
+            Err(format!("{serving:?}"))
+        } else {
+            Ok(serving)
+        })
     })
     .unwrap();
     assert_eq!(nodes_of(&healed).len(), 2, "{healed:?}");
@@ -185,11 +274,17 @@ fn deleting_ends_everything(site: &Site, ctl: &Ctl) {
     ok(ctl, &["delete", "deployment/web"]);
     wait_until(REACTION, "no pods", || {
         let pods = ctl.json(&["pods"])?;
-        Ok(if pods.as_array().is_some_and(Vec::is_empty) { Ok(()) } else { Err(pods.to_string()) })
+        Ok(if pods.as_array().is_some_and(Vec::is_empty) {
+            Ok(())
+        } else {
+            Err(pods.to_string())
+        })
     })
     .unwrap();
     let replica = &last[0];
     let node = site.nodes.iter().find(|node| node.name == replica.node).unwrap();
-    let answer = site.host.http_get(node.address, replica.port, "/", Duration::from_secs(3));
+    let answer = site
+        .host
+        .http_get(node.address, replica.port, "/", Duration::from_secs(3));
     assert!(answer.is_err(), "the port still answers");
 }

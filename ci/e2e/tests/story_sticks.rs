@@ -23,7 +23,10 @@ struct Bad {
 }
 
 fn vector(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../usb-joinpack/vectors").join(name).join("pack")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../usb-joinpack/vectors")
+        .join(name)
+        .join("pack")
 }
 
 fn copy_folder(from: &Path, to: &Path) {
@@ -46,7 +49,12 @@ fn changed(site: &Site, name: &str, change: impl FnOnce(&Path)) -> PathBuf {
 }
 
 fn first_blob(pack: &Path) -> PathBuf {
-    fs::read_dir(pack.join("blobs/sha256")).unwrap().next().unwrap().unwrap().path()
+    fs::read_dir(pack.join("blobs/sha256"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path()
 }
 
 fn bad_sticks(site: &Site) -> Vec<Bad> {
@@ -59,11 +67,17 @@ fn bad_sticks(site: &Site) -> Vec<Bad> {
     let bytes = stick.read("joinpack.json").unwrap();
     // A bit that leaves base64 what it is: the signature must notice it, not the parser.
     let half = bytes.len() / 2;
-    let offset = (half..).find(|&at| bytes[at].is_ascii_alphanumeric() && (bytes[at] ^ 1).is_ascii_alphanumeric());
-    stick.flip_bit("joinpack.json", offset.unwrap() as u64, 0).unwrap();
+    let offset =
+        (half..).find(|&at| bytes[at].is_ascii_alphanumeric() && (bytes[at] ^ 1).is_ascii_alphanumeric());
+    stick
+        .flip_bit("joinpack.json", offset.unwrap() as u64, 0)
+        .unwrap();
     let huge = site.folder.join("huge");
     fs::create_dir(&huge).unwrap();
-    fs::File::create(huge.join("joinpack.json")).unwrap().set_len((2 << 30) - 1).unwrap();
+    fs::File::create(huge.join("joinpack.json"))
+        .unwrap()
+        .set_len((2 << 30) - 1)
+        .unwrap();
     let swapped = changed(site, "wrong-digest", |pack| {
         let blob = first_blob(pack);
         let mut bytes = fs::read(&blob).unwrap();
@@ -72,16 +86,36 @@ fn bad_sticks(site: &Site) -> Vec<Bad> {
         fs::write(&blob, bytes).unwrap();
     });
     let unlisted = changed(site, "unlisted-blob", |pack| {
-        fs::write(pack.join("blobs/sha256").join("0".repeat(64)), b"not in the manifest").unwrap();
+        fs::write(
+            pack.join("blobs/sha256").join("0".repeat(64)),
+            b"not in the manifest",
+        )
+        .unwrap();
     });
     vec![
-        Bad { id: "flipped", image: flipped, word: "bad-signature" },
-        Bad { id: "unlisted", image: unlisted, word: "unlisted-blob" },
-        Bad { id: "swapped", image: swapped, word: "wrong-digest" },
+        Bad {
+            id: "flipped",
+            image: flipped,
+            word: "bad-signature",
+        },
+        Bad {
+            id: "unlisted",
+            image: unlisted,
+            word: "unlisted-blob",
+        },
+        Bad {
+            id: "swapped",
+            image: swapped,
+            word: "wrong-digest",
+        },
         of_vector("unknown-signer", "unknown-key"),
         of_vector("expired", "expired"),
         of_vector("path-escapes", "path-escapes"),
-        Bad { id: "huge", image: stick_of(site, "stick-huge", &huge, 2304), word: "too-large" },
+        Bad {
+            id: "huge",
+            image: stick_of(site, "stick-huge", &huge, 2304),
+            word: "too-large",
+        },
     ]
 }
 
@@ -91,7 +125,10 @@ fn refuse(site: &mut Site, bad: &Bad) {
     let machine = &mut site.nodes[0].machine;
     machine.plug(Stick::data(bad.id, &bad.image)).unwrap();
     let expected = format!("the join stick was refused ({})", bad.word);
-    machine.console().wait_for_after(mark, expected.as_str(), REACTION).unwrap();
+    machine
+        .console()
+        .wait_for_after(mark, expected.as_str(), REACTION)
+        .unwrap();
     let receipt = wait_until(REACTION, "a receipt on the stick", || {
         let stick = StickImage::open(&bad.image)?;
         let names = stick.files()?;
@@ -105,10 +142,21 @@ fn refuse(site: &mut Site, bad: &Bad) {
     fs::create_dir_all(folder.join("receipts")).unwrap();
     fs::write(folder.join("receipts/receipt.json"), receipt.unwrap()).unwrap();
     // The tool, not this test, judges the signature.
-    let shown = site.binaries.run_joinpack(["receipts", &folder.display().to_string(), "-o", "json"]).unwrap();
+    let shown = site
+        .binaries
+        .run_joinpack(["receipts", &folder.display().to_string(), "-o", "json"])
+        .unwrap();
     let text = String::from_utf8_lossy(&shown.stdout).into_owned();
-    assert!(shown.status.success(), "{text} {}", String::from_utf8_lossy(&shown.stderr));
-    assert!(text.contains(bad.word) && text.contains("12D3KooW"), "{}: {text}", bad.id);
+    assert!(
+        shown.status.success(),
+        "{text} {}",
+        String::from_utf8_lossy(&shown.stderr)
+    );
+    assert!(
+        text.contains(bad.word) && text.contains("12D3KooW"),
+        "{}: {text}",
+        bad.id
+    );
 }
 
 fn copies(serving: &[Serving]) -> Vec<String> {
@@ -121,11 +169,22 @@ fn bad_sticks_are_refused_in_words_and_the_good_one_is_taken_without_a_reboot() 
     let archive = nginx::archive(&binaries.target).unwrap();
     let images = vec![(nginx::IMAGE.to_owned(), archive)];
     let folder = binaries.target.join("e2e/sticks");
-    let mut site = Site::create(&folder, SiteOptions { nodes: 1, images, create: Vec::new() }).unwrap();
+    let mut site = Site::create(
+        &folder,
+        SiteOptions {
+            nodes: 1,
+            images,
+            create: Vec::new(),
+        },
+    )
+    .unwrap();
     let os = site.stick("os", None).unwrap();
     let config = site.machine(1, &os).unwrap();
     site.start_machine(1, config).unwrap();
-    site.nodes[0].machine.wait_for("insert a join stick", BOOT).unwrap();
+    site.nodes[0]
+        .machine
+        .wait_for("insert a join stick", BOOT)
+        .unwrap();
     let bad = bad_sticks(&site);
     for stick in &bad {
         refuse(&mut site, stick);
@@ -136,20 +195,44 @@ fn bad_sticks_are_refused_in_words_and_the_good_one_is_taken_without_a_reboot() 
     let mark = site.nodes[0].machine.console().mark();
     let machine = &mut site.nodes[0].machine;
     machine.plug(Stick::data("slow", &good).slow(400_000)).unwrap();
-    machine.console().wait_for_after(mark, "reading the join stick", REACTION).unwrap();
+    machine
+        .console()
+        .wait_for_after(mark, "reading the join stick", REACTION)
+        .unwrap();
     machine.wait_stick_read("slow", 1_000_000, REACTION).unwrap();
     machine.unplug("slow").unwrap();
-    machine.console().wait_for_after(mark, "the join stick was refused (read-failed)", REACTION).unwrap();
-    assert!(site.ctl(0).unwrap().run(&["nodes"]).is_ok_and(|output| !output.status.success()), "half joined");
+    machine
+        .console()
+        .wait_for_after(mark, "the join stick was refused (read-failed)", REACTION)
+        .unwrap();
+    assert!(
+        site.ctl(0)
+            .unwrap()
+            .run(&["nodes"])
+            .is_ok_and(|output| !output.status.success()),
+        "half joined"
+    );
 
     let mark = site.nodes[0].machine.console().mark();
     site.nodes[0].machine.plug(Stick::data("good", &good)).unwrap();
-    site.nodes[0].machine.console().wait_for_after(mark, "joined fabric", REACTION).unwrap();
+    site.nodes[0]
+        .machine
+        .console()
+        .wait_for_after(mark, "joined fabric", REACTION)
+        .unwrap();
     let image = format!("image {} is ready", nginx::IMAGE);
-    site.nodes[0].machine.console().wait_for_after(mark, image.as_str(), REACTION).unwrap();
+    site.nodes[0]
+        .machine
+        .console()
+        .wait_for_after(mark, image.as_str(), REACTION)
+        .unwrap();
     let receipts = wait_until(REACTION, "a receipt", || {
         let names = StickImage::open(&good)?.files()?;
-        Ok(if names.iter().any(|name| name.starts_with("receipts/")) { Ok(()) } else { Err(format!("{names:?}")) })
+        Ok(if names.iter().any(|name| name.starts_with("receipts/")) {
+            Ok(())
+        } else {
+            Err(format!("{names:?}"))
+        })
     });
     receipts.unwrap();
     site.nodes[0].machine.unplug("good").unwrap();
@@ -157,16 +240,39 @@ fn bad_sticks_are_refused_in_words_and_the_good_one_is_taken_without_a_reboot() 
     // A member with work: bad sticks change nothing of it.
     let manifest = site.folder.join("web.yaml");
     fs::write(&manifest, nginx::deployment(1, 8080)).unwrap();
-    let applied = site.ctl(0).unwrap().run(&["apply", "-f", &manifest.display().to_string()]).unwrap();
-    assert!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
+    let applied = site
+        .ctl(0)
+        .unwrap()
+        .run(&["apply", "-f", &manifest.display().to_string()])
+        .unwrap();
+    assert!(
+        applied.status.success(),
+        "{}",
+        String::from_utf8_lossy(&applied.stderr)
+    );
     let before = site.wait_serving(0, 1, Duration::from_secs(60)).unwrap();
     let flipped = bad.iter().find(|stick| stick.id == "flipped").unwrap();
-    let stranger = Bad { id: "foreign", word: "other-fabric", image: stick_of(&site, "stick-foreign", &vector("good"), 16) };
-    for stick in [&Bad { id: "again", image: flipped.image.clone(), word: flipped.word }, &stranger] {
+    let stranger = Bad {
+        id: "foreign",
+        word: "other-fabric",
+        image: stick_of(&site, "stick-foreign", &vector("good"), 16),
+    };
+    for stick in [
+        &Bad {
+            id: "again",
+            image: flipped.image.clone(),
+            word: flipped.word,
+        },
+        &stranger,
+    ] {
         refuse(&mut site, stick);
     }
     let after = site.wait_serving(0, 1, Duration::from_secs(10)).unwrap();
     assert_eq!(copies(&before), copies(&after), "the workload was touched");
-    assert_eq!(site.switch.frames_outside(beemesh_ci_e2e::site::prefix()), 0, "frames left the site");
+    assert_eq!(
+        site.switch.frames_outside(beemesh_ci_e2e::site::prefix()),
+        0,
+        "frames left the site"
+    );
     site.nodes[0].machine.power_off(Duration::from_secs(60)).unwrap();
 }

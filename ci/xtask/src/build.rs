@@ -4,8 +4,13 @@ use crate::{run, setup};
 use anyhow::Result;
 use std::process::{Command, ExitCode};
 
-/// What runs in the guest without a C library of the image: PID 1, the network, the pods' shim.
-const STATIC: &[&str] = &["beemesh-init-pid1", "beemesh-init-net", "beemesh-agent-shim"];
+/// What runs in a guest without a C library: PID 1, the network, the shim, and the test of the container runtime.
+const STATIC: &[&str] = &[
+    "beemesh-init-pid1",
+    "beemesh-init-net",
+    "beemesh-agent-shim",
+    "beemesh-agent-runtime",
+];
 /// The target is named so that the flags below reach the guest's code alone and no build script.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -21,7 +26,10 @@ pub fn build() -> Result<ExitCode> {
 
 /// All binaries of the workspace.
 pub fn binaries() -> Result<()> {
-    run::step("build the tools and the agent", &mut run::cargo(&["build", "--release", "--workspace"]))?;
+    run::step(
+        "build the tools and the agent",
+        &mut run::cargo(&["build", "--release", "--workspace"]),
+    )?;
     let mut line = vec!["build", "--release", "--target", TARGET];
     for package in STATIC {
         line.extend(["--package", package]);
@@ -41,6 +49,11 @@ pub fn static_flags(command: &mut Command) -> &mut Command {
 pub fn image() -> Result<()> {
     let mut image = run::command("target/release/image");
     image.args(["build", "--profile", "generic", "--out", "target/image"]);
-    image.args(["--binaries", "target/x86_64-unknown-linux-gnu/release", "--binaries", "target/release"]);
+    image.args([
+        "--binaries",
+        "target/x86_64-unknown-linux-gnu/release",
+        "--binaries",
+        "target/release",
+    ]);
     run::step("build the image", &mut image)
 }

@@ -8,8 +8,13 @@ use std::process::ExitCode;
 pub type Check = (&'static str, fn() -> Result<()>);
 
 /// The checks, cheapest first.
-pub const CHECKS: &[Check] =
-    &[("format", format), ("layering", layering::check), ("deny", deny), ("advisories", advisories), ("clippy", clippy)];
+pub const CHECKS: &[Check] = &[
+    ("format", format),
+    ("layering", layering::check),
+    ("deny", deny),
+    ("advisories", advisories),
+    ("clippy", clippy),
+];
 
 /// `cargo xtask check`: runs all of them, even when one fails.
 pub fn check() -> Result<ExitCode> {
@@ -33,18 +38,31 @@ fn format() -> Result<()> {
 fn clippy() -> Result<()> {
     run::step(
         "clippy",
-        &mut run::cargo(&["clippy", "--release", "--workspace", "--all-targets", "--", "--deny", "warnings"]),
+        &mut run::cargo(&[
+            "clippy",
+            "--release",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "--deny",
+            "warnings",
+        ]),
     )
 }
 
 fn deny() -> Result<()> {
-    run::step("deny", run::command("cargo-deny").args(["--log-level", "error", "check", "bans", "licenses", "sources"]))
+    run::step(
+        "deny",
+        run::command("cargo-deny").args(["--log-level", "error", "check", "bans", "licenses", "sources"]),
+    )
 }
 
 /// The advisory database is a git repository outside the package registries: where it cannot be fetched this says so
 /// and does not fail, because the code is not at fault.
 fn advisories() -> Result<()> {
-    let output = run::command("cargo-deny").args(["check", "advisories"]).output()?;
+    let output = run::command("cargo-deny")
+        .args(["check", "advisories"])
+        .output()?;
     let text = String::from_utf8_lossy(&output.stderr);
     if output.status.success() {
         return Ok(());

@@ -48,8 +48,18 @@ const PURE: &[&str] = &[
 ];
 
 /// What no PURE crate depends on directly.
-const IMPURE: &[&str] =
-    &["tokio", "futures", "nix", "libc", "getrandom", "libp2p", "hyper", "rtnetlink", "tss-esapi", "tempfile"];
+const IMPURE: &[&str] = &[
+    "tokio",
+    "futures",
+    "nix",
+    "libc",
+    "getrandom",
+    "libp2p",
+    "hyper",
+    "rtnetlink",
+    "tss-esapi",
+    "tempfile",
+];
 
 /// Foreign crates that exactly one of ours may name.
 const SINGLE_OWNER: &[(&str, &[&str])] = &[
@@ -78,9 +88,13 @@ struct Dependency {
 /// Fails with every arrow that breaks the rule.
 pub fn check() -> Result<()> {
     let output = run::cargo(&["metadata", "--format-version", "1", "--no-deps"]).output()?;
-    let metadata: Metadata = serde_json::from_slice(&output.stdout).context("failed to read cargo metadata")?;
+    let metadata: Metadata =
+        serde_json::from_slice(&output.stdout).context("failed to read cargo metadata")?;
     let arrows = metadata.packages.into_iter().map(|package| {
-        let normal = package.dependencies.into_iter().filter(|dependency| dependency.kind.is_none());
+        let normal = package
+            .dependencies
+            .into_iter()
+            .filter(|dependency| dependency.kind.is_none());
         (package.name, normal.map(|dependency| dependency.name).collect())
     });
     let broken = violations(&arrows.collect());
@@ -95,7 +109,9 @@ fn violations(arrows: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
     let mut broken = Vec::new();
     for (from, targets) in arrows {
         let Some(own) = height.get(from.as_str()) else {
-            broken.push(format!("`{from}` has no height: add it to ci/xtask/src/layering.rs"));
+            broken.push(format!(
+                "`{from}` has no height: add it to ci/xtask/src/layering.rs"
+            ));
             continue;
         };
         for to in targets {
@@ -103,7 +119,9 @@ fn violations(arrows: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
                 broken.push(format!("`{from}` -> `{to}` does not point down"));
             }
             if from.starts_with("beemesh-init") && to.starts_with("beemesh-agent") {
-                broken.push(format!("`{from}` -> `{to}`: init never depends on agent, they meet in init/api"));
+                broken.push(format!(
+                    "`{from}` -> `{to}`: init never depends on agent, they meet in init/api"
+                ));
             }
             if PURE.contains(&from.as_str()) && IMPURE.contains(&to.as_str()) {
                 broken.push(format!("`{from}` is PURE and must not depend on `{to}`"));
@@ -127,7 +145,10 @@ mod tests {
 
     #[test]
     fn an_arrow_that_runs_up_is_found() {
-        assert_eq!(violations(&arrow("beemesh-agent-sched", "beemesh-agent-node")).len(), 1);
+        assert_eq!(
+            violations(&arrow("beemesh-agent-sched", "beemesh-agent-node")).len(),
+            1
+        );
         assert!(violations(&arrow("beemesh-agent-node", "beemesh-agent-sched")).is_empty());
     }
 

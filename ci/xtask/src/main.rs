@@ -15,7 +15,10 @@ use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Set up, build, check, test and show Beemesh OS")]
+#[command(
+    name = "cargo xtask",
+    about = "Set up, build, check, test and show Beemesh OS"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -30,7 +30,9 @@ pub fn cargo(arguments: &[&str]) -> Command {
 /// Runs `command` and fails with `name` in the message unless it exits with 0.
 pub fn step(name: &str, command: &mut Command) -> Result<()> {
     eprintln!("xtask: {name}");
-    let status = command.status().with_context(|| format!("failed to start {:?}", command.get_program()))?;
+    let status = command
+        .status()
+        .with_context(|| format!("failed to start {:?}", command.get_program()))?;
     if !status.success() {
         bail!("step `{name}` failed ({status}): {command:?}");
     }

@@ -55,7 +55,10 @@ pub fn setup() -> Result<ExitCode> {
         return Ok(ExitCode::from(2));
     }
     if !succeeds(Command::new("cargo-deny").arg("--version")) {
-        run::step("install cargo-deny", &mut run::cargo(&["install", "cargo-deny", "--locked", "--version", CARGO_DENY]))?;
+        run::step(
+            "install cargo-deny",
+            &mut run::cargo(&["install", "cargo-deny", "--locked", "--version", CARGO_DENY]),
+        )?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -74,8 +77,15 @@ fn missing_packages() -> Result<Vec<&'static str>> {
         .output()
         .context("failed to run dpkg-query: setup knows Debian 12 and later and Ubuntu 24.04")?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let installed: Vec<&str> = text.lines().filter_map(|line| line.strip_suffix(" installed")).collect();
-    Ok(PACKAGES.iter().copied().filter(|package| !installed.contains(package)).collect())
+    let installed: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_suffix(" installed"))
+        .collect();
+    Ok(PACKAGES
+        .iter()
+        .copied()
+        .filter(|package| !installed.contains(package))
+        .collect())
 }
 
 fn install(missing: &[&str]) -> Result<bool> {
@@ -83,7 +93,10 @@ fn install(missing: &[&str]) -> Result<bool> {
     let sudo = !root && succeeds(Command::new("sudo").args(["-n", "true"]));
     if !root && !sudo {
         eprintln!("xtask: packages are missing and this user is not root. Run this line, then start again:");
-        eprintln!("  sudo apt-get update && sudo apt-get install -y --no-install-recommends {}", missing.join(" "));
+        eprintln!(
+            "  sudo apt-get update && sudo apt-get install -y --no-install-recommends {}",
+            missing.join(" ")
+        );
         return Ok(false);
     }
     let apt = |arguments: &[&str]| {
@@ -104,12 +117,19 @@ fn install(missing: &[&str]) -> Result<bool> {
     run::step("apt-get install", &mut apt(&line))?;
     let still = missing_packages()?;
     if !still.is_empty() {
-        bail!("apt-get installed without an error, yet these packages are missing: {}", still.join(" "));
+        bail!(
+            "apt-get installed without an error, yet these packages are missing: {}",
+            still.join(" ")
+        );
     }
     Ok(true)
 }
 
 /// Whether `command` runs and exits with 0; its output is dropped.
 pub fn succeeds(command: &mut Command) -> bool {
-    command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
 }

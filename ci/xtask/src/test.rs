@@ -37,7 +37,10 @@ impl Tally {
     fn cargo_tests(&mut self, name: &str, command: &mut Command) -> Result<()> {
         let start = Instant::now();
         eprintln!("xtask: {name}");
-        let mut child = command.stdout(Stdio::piped()).spawn().context("failed to start cargo")?;
+        let mut child = command
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("failed to start cargo")?;
         let output = child.stdout.take().context("no output")?;
         let (mut passed, mut failed) = (0, 0);
         for line in BufReader::new(output).lines() {
@@ -64,7 +67,10 @@ impl Tally {
 
 /// The number before `word` in a `test result:` line, e.g. `ok. 3 passed; 0 failed; …`.
 fn count(counts: &str, word: &str) -> u64 {
-    let mut words = counts.split([' ', ';']).filter(|word| !word.is_empty()).peekable();
+    let mut words = counts
+        .split([' ', ';'])
+        .filter(|word| !word.is_empty())
+        .peekable();
     while let Some(this) = words.next() {
         if words.peek() == Some(&word) {
             return this.parse().unwrap_or(0);
@@ -86,13 +92,27 @@ pub fn test(only: Option<&str>) -> Result<ExitCode> {
         }
     }
     if wanted("unit") {
-        let line = ["test", "--release", "--workspace", "--exclude", "beemesh-ci-e2e", "--no-fail-fast"];
+        let line = [
+            "test",
+            "--release",
+            "--workspace",
+            "--exclude",
+            "beemesh-ci-e2e",
+            "--no-fail-fast",
+        ];
         tally.cargo_tests("unit, property and namespace tests", &mut run::cargo(&line))?;
     }
     if wanted("guest") || wanted("stories") {
         let built = tally.one("build", build::binaries) && tally.one("image", build::image);
         if built {
-            let line = ["test", "--release", "--workspace", "--no-fail-fast", "--test", "story_*"];
+            let line = [
+                "test",
+                "--release",
+                "--workspace",
+                "--no-fail-fast",
+                "--test",
+                "story_*",
+            ];
             let mut stories = run::cargo(&line);
             stories.args(["--", "--test-threads=1", "--nocapture"]);
             tally.cargo_tests("stories", &mut stories)?;
@@ -105,7 +125,11 @@ pub fn test(only: Option<&str>) -> Result<ExitCode> {
         println!("FAILED {failure}");
     }
     println!("{} passed, {} failed", tally.passed, tally.failed);
-    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if tally.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 #[cfg(test)]

@@ -101,7 +101,13 @@ mod tests {
 
     #[test]
     fn upper_case_short_and_other_algorithms_are_refused() {
-        for text in ["sha256:BA", "sha512:00", "", "sha256:", &format!("sha256:{}", "A".repeat(64))] {
+        for text in [
+            "sha256:BA",
+            "sha512:00",
+            "",
+            "sha256:",
+            &format!("sha256:{}", "A".repeat(64)),
+        ] {
             assert!(text.parse::<Digest>().is_err(), "{text}");
         }
     }

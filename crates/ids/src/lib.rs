@@ -21,7 +21,9 @@ pub enum InvalidId {
     #[error("`{0}` is not a fabric id: expected 64 lower-case hexadecimal digits")]
     Fabric(String),
     /// Not a DNS label (RFC 1123).
-    #[error("`{0}` is not a node name: expected 1 to 63 of a-z, 0-9 and `-`, not starting or ending with `-`")]
+    #[error(
+        "`{0}` is not a node name: expected 1 to 63 of a-z, 0-9 and `-`, not starting or ending with `-`"
+    )]
     NodeName(String),
     /// Not the base58 text of an Ed25519 libp2p peer id.
     #[error("`{0}` is not an Ed25519 peer id")]

@@ -73,7 +73,9 @@ pub struct NodeName(String);
 impl FromStr for NodeName {
     type Err = InvalidId;
     fn from_str(text: &str) -> Result<Self, InvalidId> {
-        let inner = text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+        let inner = text
+            .bytes()
+            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
         if !inner || text.is_empty() || text.len() > 63 || text.starts_with('-') || text.ends_with('-') {
             return Err(InvalidId::NodeName(text.chars().take(80).collect()));
         }

@@ -64,12 +64,20 @@ mod tests {
     fn peer_id_gives_its_key_back() {
         let id = PeerId::from_ed25519(&[7; 32]);
         assert!(id.as_str().starts_with("12D3KooW"), "{id}");
-        assert_eq!(id.as_str().parse::<PeerId>().map(|id| id.to_ed25519()), Ok([7; 32]));
+        assert_eq!(
+            id.as_str().parse::<PeerId>().map(|id| id.to_ed25519()),
+            Ok([7; 32])
+        );
     }
 
     #[test]
     fn other_texts_are_refused() {
-        for text in ["", "12D3KooW", "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N", &"1".repeat(500)] {
+        for text in [
+            "",
+            "12D3KooW",
+            "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N",
+            &"1".repeat(500),
+        ] {
             assert!(text.parse::<PeerId>().is_err(), "{text}");
         }
     }

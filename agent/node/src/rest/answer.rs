@@ -28,7 +28,10 @@ pub struct Refused {
 impl Refused {
     /// A refusal.
     pub fn new(status: StatusCode, error: impl Into<String>) -> Self {
-        Self { status, error: error.into() }
+        Self {
+            status,
+            error: error.into(),
+        }
     }
 
     /// As an answer.
@@ -44,24 +47,41 @@ fn never(error: Infallible) -> io::Error {
 /// A JSON document.
 pub fn json<T: Serialize>(status: StatusCode, document: &T) -> Answer {
     match serde_json::to_vec(document) {
-        Ok(bytes) => with_body(status, "application/json", Full::new(Bytes::from(bytes)).map_err(never).boxed_unsync()),
-        Err(error) => Refused::new(StatusCode::INTERNAL_SERVER_ERROR, format!("failed to encode: {error}")).answer(),
+        Ok(bytes) => with_body(
+            status,
+            "application/json",
+            Full::new(Bytes::from(bytes)).map_err(never).boxed_unsync(),
+        ),
+        Err(error) => Refused::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("failed to encode: {error}"),
+        )
+        .answer(),
     }
 }
 
 /// A stream of documents, one a line; an error ends it with the connection, so that no client takes it for the end.
-pub fn json_lines<T: Serialize + 'static>(documents: impl Stream<Item = io::Result<T>> + Send + 'static) -> Answer {
+pub fn json_lines<T: Serialize + 'static>(
+    documents: impl Stream<Item = io::Result<T>> + Send + 'static,
+) -> Answer {
     let frames = documents.map(|document| {
         let mut line = serde_json::to_vec(&document?).map_err(io::Error::other)?;
         line.push(b'\n');
         Ok(Frame::data(Bytes::from(line)))
     });
-    with_body(StatusCode::OK, "application/x-ndjson", BodyExt::boxed_unsync(StreamBody::new(frames)))
+    with_body(
+        StatusCode::OK,
+        "application/x-ndjson",
+        BodyExt::boxed_unsync(StreamBody::new(frames)),
+    )
 }
 
 fn with_body(status: StatusCode, content_type: &'static str, body: Body) -> Answer {
     let mut answer = Response::new(body);
     *answer.status_mut() = status;
-    answer.headers_mut().insert("content-type", hyper::header::HeaderValue::from_static(content_type));
+    answer.headers_mut().insert(
+        "content-type",
+        hyper::header::HeaderValue::from_static(content_type),
+    );
     answer
 }

@@ -23,13 +23,22 @@ pub async fn forward(
     mut request: Request<Incoming>,
 ) -> Result<Answer, Refused> {
     let nodes = ask(&context.queries, Query::Nodes).await?;
-    let holder = nodes.into_iter().find(|node| Some(&node.name) == pod.node.as_ref());
+    let holder = nodes
+        .into_iter()
+        .find(|node| Some(&node.name) == pod.node.as_ref());
     let away = |why: String| {
         let name = pod.node.as_ref().map_or("unknown", |name| name.as_str());
-        Refused::new(StatusCode::BAD_GATEWAY, format!("node `{name}`, which holds pod `{}`, {why}", pod.name))
+        Refused::new(
+            StatusCode::BAD_GATEWAY,
+            format!("node `{name}`, which holds pod `{}`, {why}", pod.name),
+        )
     };
     let holder = holder.ok_or_else(|| away("is not a member any more".into()))?;
-    let stream = site.fabric.open_stream(&holder.peer_id).await.map_err(|error| away(crate::words(&error)))?;
+    let stream = site
+        .fabric
+        .open_stream(&holder.peer_id)
+        .await
+        .map_err(|error| away(crate::words(&error)))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| away(format!("does not answer: {error}")))?;
@@ -38,10 +47,15 @@ pub async fn forward(
             tracing::debug!(%error, "forwarded connection ended");
         }
     });
-    request.headers_mut().insert(HOST, HeaderValue::from_static("member"));
+    request
+        .headers_mut()
+        .insert(HOST, HeaderValue::from_static("member"));
     match tokio::time::timeout(PATIENCE, sender.send_request(request)).await {
         Ok(Ok(answer)) => Ok(answer.map(|body| body.map_err(io::Error::other).boxed_unsync())),
         Ok(Err(error)) => Err(away(format!("broke off: {error}"))),
-        Err(_) => Err(Refused::new(StatusCode::GATEWAY_TIMEOUT, "the node that holds the pod does not answer in time")),
+        Err(_) => Err(Refused::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "the node that holds the pod does not answer in time",
+        )),
     }
 }

@@ -97,13 +97,19 @@ async fn route(request: Request<Incoming>, access: Access, context: Context) -> 
         (&Method::POST, path::IMAGES) => import(request, &query, &context).await,
         (&Method::GET, _) if target.starts_with(path::LOGS) => logs(request, &access, &context, &query).await,
         (&Method::POST, _) if target.starts_with(path::EXEC) => exec(request, &access, &context).await,
-        _ => Err(Refused::new(StatusCode::NOT_FOUND, format!("nothing answers {method} `{target}`"))),
+        _ => Err(Refused::new(
+            StatusCode::NOT_FOUND,
+            format!("nothing answers {method} `{target}`"),
+        )),
     }
 }
 
 fn parse_query(text: &str) -> BTreeMap<String, String> {
     let pairs = text.split('&').take(16).filter(|pair| !pair.is_empty());
-    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(k, v)| (k.into(), decode(v))).collect()
+    pairs
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        .map(|(k, v)| (k.into(), decode(v)))
+        .collect()
 }
 
 /// Percent-decoding (RFC 3986, section 2.1); what is not well formed stays as it is.
@@ -114,7 +120,11 @@ fn decode(text: &str) -> String {
         let hex = (*first == b'%').then(|| tail.get(..2)).flatten();
         let hex = hex.and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
         bytes.push(hex.unwrap_or(*first));
-        rest = if hex.is_some() { tail.get(2..).unwrap_or_default() } else { tail };
+        rest = if hex.is_some() {
+            tail.get(2..).unwrap_or_default()
+        } else {
+            tail
+        };
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }
@@ -127,8 +137,14 @@ async fn body(request: Request<Incoming>) -> Result<Vec<u8>, Refused> {
     let whole = Limited::new(request.into_body(), BODY_LIMIT).collect();
     match tokio::time::timeout(BODY_PATIENCE, whole).await {
         Ok(Ok(body)) => Ok(body.to_bytes().to_vec()),
-        Ok(Err(error)) => Err(Refused::new(StatusCode::BAD_REQUEST, format!("the request's body: {error}"))),
-        Err(_) => Err(Refused::new(StatusCode::REQUEST_TIMEOUT, "the request's body did not arrive in time")),
+        Ok(Err(error)) => Err(Refused::new(
+            StatusCode::BAD_REQUEST,
+            format!("the request's body: {error}"),
+        )),
+        Err(_) => Err(Refused::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "the request's body did not arrive in time",
+        )),
     }
 }
 
@@ -147,9 +163,12 @@ async fn next_event(
     match live.recv().await {
         Ok(event) => Some((Ok(event), live)),
         Err(broadcast::error::RecvError::Closed) => None,
-        Err(broadcast::error::RecvError::Lagged(missed)) => {
-            Some((Err(io::Error::other(format!("the reader is too slow: {missed} events were missed"))), live))
-        }
+        Err(broadcast::error::RecvError::Lagged(missed)) => Some((
+            Err(io::Error::other(format!(
+                "the reader is too slow: {missed} events were missed"
+            ))),
+            live,
+        )),
     }
 }
 
@@ -157,17 +176,25 @@ async fn next_event(
 async fn find_pod(context: &Context, target: &str) -> Result<(PodView, String), Refused> {
     let mut parts = target.split('/').skip(3).map(decode);
     let (Some(namespace), Some(name), container) = (parts.next(), parts.next(), parts.next()) else {
-        return Err(Refused::new(StatusCode::NOT_FOUND, format!("`{target}` names no pod")));
+        return Err(Refused::new(
+            StatusCode::NOT_FOUND,
+            format!("`{target}` names no pod"),
+        ));
     };
     let pods = ask(&context.queries, Query::Pods).await?;
-    let found = pods.into_iter().filter(|pod| pod.workload.namespace == namespace && pod.name == name);
+    let found = pods
+        .into_iter()
+        .filter(|pod| pod.workload.namespace == namespace && pod.name == name);
     // A pod that drains may stand beside its successor: the ready one is meant.
     let Some(pod) = found.max_by_key(|pod| (pod.ready, pod.pod_id.is_some())) else {
         let error = format!("there is no pod `{name}` in namespace `{namespace}`: see `bmctl pods`");
         return Err(Refused::new(StatusCode::NOT_FOUND, error));
     };
     let first = || pod.containers.first().map(|container| container.name.clone());
-    let container = container.filter(|name| !name.is_empty()).or_else(first).unwrap_or_default();
+    let container = container
+        .filter(|name| !name.is_empty())
+        .or_else(first)
+        .unwrap_or_default();
     Ok((pod, container))
 }
 
@@ -175,11 +202,15 @@ async fn find_pod(context: &Context, target: &str) -> Result<(PodView, String), 
 async fn elsewhere(context: &Context, access: &Access, pod: &PodView) -> Result<Option<Site>, Refused> {
     let site = context.site()?;
     match &pod.node {
-        None => Err(Refused::new(StatusCode::CONFLICT, format!("pod `{}` is not placed on a node yet", pod.name))),
+        None => Err(Refused::new(
+            StatusCode::CONFLICT,
+            format!("pod `{}` is not placed on a node yet", pod.name),
+        )),
         Some(node) if *node == site.name => Ok(None),
-        Some(node) if *access == Access::Member => {
-            Err(Refused::new(StatusCode::CONFLICT, format!("pod `{}` has moved to node `{node}`: try again", pod.name)))
-        }
+        Some(node) if *access == Access::Member => Err(Refused::new(
+            StatusCode::CONFLICT,
+            format!("pod `{}` has moved to node `{node}`: try again", pod.name),
+        )),
         Some(_) => Ok(Some(site)),
     }
 }
@@ -197,12 +228,22 @@ async fn logs(
     let tail = match query.get("tail") {
         None => None,
         Some(text) => Some(text.parse().map_err(|_| {
-            Refused::new(StatusCode::BAD_REQUEST, format!("`tail={text}`: expected a number of lines"))
+            Refused::new(
+                StatusCode::BAD_REQUEST,
+                format!("`tail={text}`: expected a number of lines"),
+            )
         })?),
     };
     let pod_id = pod.pod_id.unwrap_or_default();
-    let wanted = LogQuery { tail, follow: flag(query, "follow") };
-    let lines = context.runtime.logs(&pod_id, &container, wanted).await.map_err(pod_refusal)?;
+    let wanted = LogQuery {
+        tail,
+        follow: flag(query, "follow"),
+    };
+    let lines = context
+        .runtime
+        .logs(&pod_id, &container, wanted)
+        .await
+        .map_err(pod_refusal)?;
     Ok(json_lines(lines.map(Ok)))
 }
 
@@ -213,7 +254,8 @@ async fn exec(request: Request<Incoming>, access: &Access, context: &Context) ->
     }
     let bytes = body(request).await?;
     let bad = |error: String| Refused::new(StatusCode::BAD_REQUEST, error);
-    let command: ExecRequest = serde_json::from_slice(&bytes).map_err(|error| bad(format!("the request: {error}")))?;
+    let command: ExecRequest =
+        serde_json::from_slice(&bytes).map_err(|error| bad(format!("the request: {error}")))?;
     if command.argv.is_empty() {
         return Err(bad("no command was given".into()));
     }
@@ -221,7 +263,11 @@ async fn exec(request: Request<Incoming>, access: &Access, context: &Context) ->
         .decode(&command.stdin)
         .map_err(|error| bad(format!("`stdin` is not base64: {error}")))?;
     let pod_id = pod.pod_id.unwrap_or_default();
-    let reply = context.runtime.exec(&pod_id, &container, command).await.map_err(pod_refusal)?;
+    let reply = context
+        .runtime
+        .exec(&pod_id, &container, command)
+        .await
+        .map_err(pod_refusal)?;
     Ok(json(StatusCode::OK, &reply))
 }
 
@@ -232,20 +278,31 @@ async fn import(
 ) -> Result<Answer, Refused> {
     let name = query.get("name").cloned();
     let body = Limited::new(request.into_body(), IMAGE_LIMIT);
-    let bytes = body.into_data_stream().map(|piece| piece.map_err(io::Error::other));
+    let bytes = body
+        .into_data_stream()
+        .map(|piece| piece.map_err(io::Error::other));
     let archive = SyncIoBridge::new(StreamReader::new(Box::pin(bytes)));
     let images = context.images.clone();
-    let imported = blocking(move || images.import(archive, name.as_deref())).await?.map_err(image_refusal)?;
+    let imported = blocking(move || images.import(archive, name.as_deref()))
+        .await?
+        .map_err(image_refusal)?;
     for image in &imported {
         let message = format!("image {} is ready", image.name);
-        context.journal.emit("ImageImported", &format!("image/{}", image.name), &message);
+        context
+            .journal
+            .emit("ImageImported", &format!("image/{}", image.name), &message);
     }
     Ok(json(StatusCode::OK, &imported))
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refused> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the work broke off: {error}")))
+    done.map_err(|error| {
+        Refused::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the work broke off: {error}"),
+        )
+    })
 }
 
 fn image_refusal(error: ImageError) -> Refused {

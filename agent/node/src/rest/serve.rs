@@ -1,8 +1,8 @@
 //! The three ways in: unix socket, mutual TLS, streams from members. Each is bounded in connections.
 
 use super::routes::{Context, handle};
-use beemesh_agent_identity::operator_of;
 use anyhow::{Context as _, Result};
+use beemesh_agent_identity::operator_of;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::os::unix::fs::PermissionsExt;
@@ -42,7 +42,9 @@ where
         async move { Ok::<_, std::convert::Infallible>(handle(request, access, context).await) }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).half_close(true);
+    http.timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .half_close(true);
     if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
         tracing::debug!(%error, "connection ended");
     }
@@ -51,7 +53,8 @@ where
 /// Serves the unix socket.
 pub async fn serve_unix(path: &Path, context: Context) -> Result<()> {
     let _ = std::fs::remove_file(path);
-    let listener = UnixListener::bind(path).with_context(|| format!("failed to listen on `{}`", path.display()))?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("failed to listen on `{}`", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
         .with_context(|| format!("failed to protect `{}`", path.display()))?;
     let places = Arc::new(Semaphore::new(CONNECTIONS));
@@ -85,7 +88,11 @@ pub async fn serve_tls(listener: TcpListener, acceptor: TlsAcceptor, context: Co
                 Ok(Ok(stream)) => {
                     let roots = context.roots();
                     let operator = roots.and_then(|roots| operator_of(stream.get_ref().1, &roots));
-                    let access = if operator.is_some() { Access::Operator } else { Access::Anonymous };
+                    let access = if operator.is_some() {
+                        Access::Operator
+                    } else {
+                        Access::Anonymous
+                    };
                     serve_connection(stream, access, context).await;
                 }
                 Ok(Err(error)) => tracing::info!(%address, %error, "TLS handshake refused"),

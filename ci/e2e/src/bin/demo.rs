@@ -39,7 +39,11 @@ impl Story {
         let style = ProgressStyle::with_template("{spinner} [{pos}/{len}] {elapsed_precise} {msg}");
         progress.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         progress.enable_steady_tick(Duration::from_millis(200));
-        Self { start: Instant::now(), rows: Vec::new(), progress }
+        Self {
+            start: Instant::now(),
+            rows: Vec::new(),
+            progress,
+        }
     }
 
     fn doing(&self, what: &str) {
@@ -74,11 +78,21 @@ fn demo(cli: &Cli) -> Result<()> {
 
     story.doing("making an nginx image from Debian's packages");
     let archive = nginx::archive(&binaries.target)?;
-    story.done(format!("nginx image: {} KiB", std::fs::metadata(&archive)?.len() / 1024));
+    story.done(format!(
+        "nginx image: {} KiB",
+        std::fs::metadata(&archive)?.len() / 1024
+    ));
 
     story.doing("making keys and a join pack");
     let images = vec![(nginx::IMAGE.to_owned(), archive)];
-    let mut site = Site::create(&folder, SiteOptions { nodes: cli.nodes, images, create: Vec::new() })?;
+    let mut site = Site::create(
+        &folder,
+        SiteOptions {
+            nodes: cli.nodes,
+            images,
+            create: Vec::new(),
+        },
+    )?;
     story.done("fabric and join pack made, offline".into());
 
     for number in 1..=cli.nodes {
@@ -90,12 +104,17 @@ fn demo(cli: &Cli) -> Result<()> {
     }
     let nodes = site.wait_members(0, usize::from(cli.nodes), Duration::from_secs(60))?;
     wait_for_images(&site)?;
-    story.done(format!("{} members know each other, the image is on each", cli.nodes));
+    story.done(format!(
+        "{} members know each other, the image is on each",
+        cli.nodes
+    ));
 
     story.doing("deploying nginx");
     let manifest = folder.join("web.yaml");
     std::fs::write(&manifest, nginx::deployment(REPLICAS as u32, 0))?;
-    let applied = site.ctl(0)?.run(&["apply", "-f", &manifest.display().to_string()])?;
+    let applied = site
+        .ctl(0)?
+        .run(&["apply", "-f", &manifest.display().to_string()])?;
     expect_success("bmctl apply", &applied)?;
     let before = site.wait_serving(0, REPLICAS, Duration::from_secs(60))?;
     story.done(format!("three replicas serve: {}", places(&before)));
@@ -122,7 +141,10 @@ fn demo(cli: &Cli) -> Result<()> {
     }
     judge(&report)?;
     if cli.keep {
-        println!("\nThe fabric is running. In another terminal:\n\n  {} nodes\n\nCtrl-C ends it.", site.ctl(0)?.line());
+        println!(
+            "\nThe fabric is running. In another terminal:\n\n  {} nodes\n\nCtrl-C ends it.",
+            site.ctl(0)?.line()
+        );
         loop {
             std::thread::sleep(Duration::from_secs(3600));
         }
@@ -132,20 +154,34 @@ fn demo(cli: &Cli) -> Result<()> {
 
 fn wait_for_images(site: &Site) -> Result<()> {
     for node in &site.nodes {
-        node.machine.wait_for(format!("image {} is ready", nginx::IMAGE).as_str(), Duration::from_secs(90))?;
+        node.machine.wait_for(
+            format!("image {} is ready", nginx::IMAGE).as_str(),
+            Duration::from_secs(90),
+        )?;
     }
     Ok(())
 }
 
 fn wait_healed(site: &Site, killed: &str) -> Result<Vec<Serving>> {
-    beemesh_ci_e2e::site::wait_until(Duration::from_secs(90), "three replicas without the dead machine", || {
-        let serving = site.wait_serving(0, REPLICAS, Duration::ZERO)?;
-        Ok(if serving.iter().all(|replica| replica.node != killed) { Ok(serving) } else { Err(places(&serving)) })
-    })
+    beemesh_ci_e2e::site::wait_until(
+        Duration::from_secs(90),
+        "three replicas without the dead machine",
+        || {
+            let serving = site.wait_serving(0, REPLICAS, Duration::ZERO)?;
+            Ok(if serving.iter().all(|replica| replica.node != killed) {
+                Ok(serving)
+            } else {
+                Err(places(&serving))
+            })
+        },
+    )
 }
 
 fn places(serving: &[Serving]) -> String {
-    let mut places: Vec<String> = serving.iter().map(|r| format!("{} on {}:{}", r.pod, r.node, r.port)).collect();
+    let mut places: Vec<String> = serving
+        .iter()
+        .map(|r| format!("{} on {}:{}", r.pod, r.node, r.port))
+        .collect();
     places.sort();
     places.join(", ")
 }
@@ -170,7 +206,11 @@ fn report(
             })
         })
         .collect();
-    let start_ms: Vec<Value> = before.iter().chain(after).map(|replica| json!(replica.start_ms)).collect();
+    let start_ms: Vec<Value> = before
+        .iter()
+        .chain(after)
+        .map(|replica| json!(replica.start_ms))
+        .collect();
     Ok(json!({
         "release": release,
         "nodes": members,
@@ -208,7 +248,10 @@ fn judge(report: &Value) -> Result<()> {
         for node in report["nodes"].as_array().into_iter().flatten() {
             let value = node[what].as_u64().unwrap_or(u64::MAX);
             if value > limit {
-                broken.push(format!("{}: {what} is {value}, promised are {limit}", node["name"]));
+                broken.push(format!(
+                    "{}: {what} is {value}, promised are {limit}",
+                    node["name"]
+                ));
             }
         }
     }
@@ -218,7 +261,10 @@ fn judge(report: &Value) -> Result<()> {
         }
     }
     if !broken.is_empty() {
-        bail!("the fabric works, but promises were not kept:\n  {}", broken.join("\n  "));
+        bail!(
+            "the fabric works, but promises were not kept:\n  {}",
+            broken.join("\n  ")
+        );
     }
     Ok(())
 }
