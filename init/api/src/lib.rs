@@ -77,7 +77,10 @@ fn yes() -> bool {
 impl Default for NetworkConfig {
     /// DHCPv4 on every Ethernet link.
     fn default() -> Self {
-        Self { links: Vec::new(), dhcp_others: true }
+        Self {
+            links: Vec::new(),
+            dhcp_others: true,
+        }
     }
 }
 

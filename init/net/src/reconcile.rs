@@ -61,7 +61,8 @@ pub struct Reconciler {
     plans: Plans,
     applied: BTreeMap<u32, Applied>,
     missing: Vec<String>,
-    reports: (mpsc::Sender<(u32, Report)>, mpsc::Receiver<(u32, Report)>),
+    reporter: mpsc::Sender<(u32, Report)>,
+    reports: mpsc::Receiver<(u32, Report)>,
     written: (String, String),
 }
 
@@ -71,6 +72,7 @@ impl Reconciler {
         let (kernel, changes) = Kernel::open().context("failed to open the kernel's network socket")?;
         let plans = Plans::of(&NetworkConfig::default())?;
         let config = ConfigFile::at(options.run.join(name_of(path::NETWORK)));
+        let (reporter, reports) = mpsc::channel(REPORTS);
         let (applied, missing, written) = Default::default();
         Ok(Self {
             options,
@@ -80,7 +82,8 @@ impl Reconciler {
             plans,
             applied,
             missing,
-            reports: mpsc::channel(REPORTS),
+            reporter,
+            reports,
             written,
         })
     }
@@ -120,7 +123,7 @@ impl Reconciler {
                     while self.changes.try_recv().is_ok() {}
                     dirty = true;
                 }
-                report = self.reports.1.recv() => {
+                report = self.reports.recv() => {
                     if let Some((index, report)) = report {
                         self.take(index, report).await;
                         dirty = true;
@@ -191,7 +194,7 @@ impl Reconciler {
                 // breaks no connection.
                 let kept: Vec<Cidr> = lease.iter().map(|lease| lease.address).collect();
                 let up = self.prepare(&link, &kept).await;
-                task = (up.is_ok() && link.carrier).then(|| dhcp::spawn(&link, self.reports.0.clone()));
+                task = (up.is_ok() && link.carrier).then(|| dhcp::spawn(&link, self.reporter.clone()));
                 up
             }
             LinkPlan::Up => {

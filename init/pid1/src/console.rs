@@ -38,6 +38,11 @@ impl Console {
         Self { outputs }
     }
 
+    /// There is no console.
+    pub fn is_mute(&self) -> bool {
+        self.outputs.is_empty()
+    }
+
     /// Writes one line everywhere; what does not fit now is lost.
     pub fn say(&mut self, line: &str) {
         let line = format!("{line}\n");

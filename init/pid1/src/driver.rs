@@ -212,10 +212,8 @@ impl Driver {
                 let text = self.job_log.drain();
                 self.show("init", &text);
             }
-            BUTTONS => {
-                if self.buttons.read_all() {
-                    self.queue.push_back(Event::ShutdownAsked(Shutdown::PowerOff));
-                }
+            BUTTONS if self.buttons.read_all() => {
+                self.queue.push_back(Event::ShutdownAsked(Shutdown::PowerOff));
             }
             NOTIFY.. => {
                 let ready = self

@@ -22,8 +22,11 @@ const SECONDS: u32 = 60;
 pub fn enter(what: &str, detail: &str, remedy: &str) -> ! {
     let mut console = Console::open();
     for line in emergency_text(what, detail, remedy, SECONDS) {
+        // Before the consoles can be opened there is still what the kernel opened for us.
+        if console.is_mute() {
+            let _ = writeln!(std::io::stderr(), "{line}");
+        }
         console.say(&line);
-        let _ = writeln!(std::io::stderr(), "{line}");
     }
     let mut buttons = PowerButtons::default();
     buttons.watch_all();

@@ -21,6 +21,8 @@ use crate::loader::{Loader, log};
 
 /// Exit code of [`Outcome::Nothing`].
 const NOTHING: u8 = 3;
+/// FAT, and the character sets that Debian's kernel uses for it.
+const STICK_MODULES: [&str; 3] = ["vfat", "nls_cp437", "nls_ascii"];
 /// Devices whose modalias a cold plug reads.
 const DEVICES_LIMIT: usize = 16_384;
 
@@ -200,6 +202,12 @@ fn mount_stick(device: &str) -> Result<bool, StepError> {
     let above = fs::metadata(path::RUN).attempt("look at", path::RUN)?.dev();
     if fs::metadata(path::STICK).attempt("look at", path::STICK)?.dev() != above {
         return Ok(false);
+    }
+    // The kernel would ask for each of them by a program of its own, one after the other.
+    if let Ok(loader) = Loader::open(true) {
+        for module in STICK_MODULES {
+            let _ = loader.load(module);
+        }
     }
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(

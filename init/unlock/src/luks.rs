@@ -42,6 +42,9 @@ pub enum LuksError {
     /// The TPM does not give or take the key.
     #[error("the tpm does not work")]
     Tpm(#[from] TpmError),
+    /// The TPM gave back something else than it was given.
+    #[error("the tpm does not give back the key that it sealed")]
+    Forgetful,
     /// Neither the TPM's key nor anything else of ours in the header.
     #[error("`{0}` holds no key that was sealed by this product")]
     NoToken(PathBuf),
@@ -53,19 +56,37 @@ pub fn mapped() -> PathBuf {
     Path::new("/dev/mapper").join(STATE_MAPPER)
 }
 
-/// Makes a LUKS2 volume with a new key that only `tpm` can give back, and opens it. It is marked as unfinished until
-/// [`finish`].
+/// A new key and its sealed form.
+pub struct SealedKey {
+    key: Zeroizing<Vec<u8>>,
+    sealed: Vec<u8>,
+}
+
+/// Makes a key that only `tpm` can give back. Touches no disk, so it can be done while the disks are still coming.
 ///
 /// # Errors
-/// [`LuksError`]; where the TPM refuses, nothing was written.
-pub fn format(device: &Path, tpm: &dyn Tpm) -> Result<PathBuf, LuksError> {
+/// [`LuksError::Random`], [`LuksError::Tpm`].
+pub fn new_key(tpm: &dyn Tpm) -> Result<SealedKey, LuksError> {
     let mut key = Zeroizing::new(vec![0; KEY_BYTES]);
     getrandom::fill(&mut key).map_err(LuksError::Random)?;
     let sealed = tpm.seal(&key)?;
     // A sealed key that does not come back is found now, not at the next boot.
     if *tpm.unseal(&sealed)? != *key {
-        return Err(LuksError::NoToken(device.to_owned()));
+        return Err(LuksError::Forgetful);
     }
+    Ok(SealedKey { key, sealed })
+}
+
+/// Makes a LUKS2 volume, opens it, and lets `fill` make a file system in it. It is marked as unfinished until all of
+/// that is done.
+///
+/// # Errors
+/// [`LuksError`], or what `fill` returns.
+pub fn format<E: From<LuksError>>(
+    device: &Path,
+    new: &SealedKey,
+    fill: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<PathBuf, E> {
     let arguments = [
         "luksFormat",
         "--batch-mode",
@@ -77,29 +98,27 @@ pub fn format(device: &Path, tpm: &dyn Tpm) -> Result<PathBuf, LuksError> {
         "--pbkdf-force-iterations=1000",
         "--luks2-metadata-size=64k",
         "--luks2-keyslots-size=2m",
-        "--use-urandom",
         "--key-file=-",
         "--label",
+        UNFINISHED_LABEL,
     ];
-    cryptsetup(
-        &[&arguments[..], &[UNFINISHED_LABEL]].concat(),
-        Some(device),
-        &key,
-    )?;
-    cryptsetup(
-        &["token", "import", "--json-file=-"],
-        Some(device),
-        token_json(&sealed).as_bytes(),
-    )?;
-    open_with(device, &key)
-}
-
-/// Marks a volume as complete: from now on it is never formatted again.
-///
-/// # Errors
-/// [`LuksError`].
-pub fn finish(device: &Path) -> Result<(), LuksError> {
-    cryptsetup(&["config", "--label", STATE_LABEL], Some(device), b"")
+    cryptsetup(&arguments, Some(device), &new.key)?;
+    // Two programs at a time: most of their time is their own start.
+    std::thread::scope(|scope| {
+        let json = token_json(&new.sealed);
+        let import = scope.spawn(move || {
+            cryptsetup(
+                &["token", "import", "--json-file=-"],
+                Some(device),
+                json.as_bytes(),
+            )
+        });
+        let node = open_with(device, &new.key)?;
+        fill(&node)?;
+        import.join().unwrap_or(Err(LuksError::Forgetful))?;
+        cryptsetup(&["config", "--label", STATE_LABEL], Some(device), b"")?;
+        Ok(node)
+    })
 }
 
 /// Opens a volume with the key that `tpm` gives back.

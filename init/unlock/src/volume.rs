@@ -2,7 +2,9 @@
 //!
 //! 1. our volume, wherever it is; 2. else a blank built-in disk becomes one; 3. else memory, with a warning.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use beemesh_firmware_tpm::{Kind, Tpm, TpmError};
@@ -10,7 +12,7 @@ use beemesh_init_api::{STATE_LABEL, StateStatus, path};
 
 use crate::device::{Device, list, names};
 use crate::filesystem::{self, FilesystemError};
-use crate::luks::{self, LuksError};
+use crate::luks::{self, LuksError, SealedKey};
 use crate::signature::Signature;
 
 /// How long disks (and a TPM that the firmware announces) may take to appear, if nobody says that all are there.
@@ -40,9 +42,10 @@ pub fn provide(tpm: &dyn Fn() -> Box<dyn Tpm>, target: &Path) -> StateStatus {
             message,
         };
     }
-    let found = wait_for_disks();
-    wait_for_tpm(found.until);
-    let tpm = tpm();
+    let started = Instant::now();
+    wait_for_tpm(started + WAIT);
+    let tpm: Arc<dyn Tpm> = Arc::from(tpm());
+    let found = wait_for_disks(started + WAIT, &tpm);
     let mut failures = Vec::new();
     for device in found
         .devices
@@ -58,7 +61,7 @@ pub fn provide(tpm: &dyn Fn() -> Box<dyn Tpm>, target: &Path) -> StateStatus {
     // the node would come up as a stranger.
     if failures.is_empty() {
         if let Some(device) = best_blank(&found.devices) {
-            match make(&device, tpm.as_ref(), target) {
+            match make(&device, found.new_key, target) {
                 Ok(status) => return status,
                 Err(error) => failures.push(explain(&device, &error)),
             }
@@ -82,21 +85,27 @@ pub fn provide(tpm: &dyn Fn() -> Box<dyn Tpm>, target: &Path) -> StateStatus {
 
 struct Found {
     devices: Vec<Device>,
-    until: Instant,
+    /// Under way since the first blank disk was seen; `None` on a machine without a TPM.
+    new_key: Option<JoinHandle<Result<SealedKey, LuksError>>>,
 }
 
 /// Until our volume is there, or all drivers are and nothing has appeared for a while, or the time is up.
-fn wait_for_disks() -> Found {
-    let until = Instant::now() + WAIT;
+fn wait_for_disks(until: Instant, tpm: &Arc<dyn Tpm>) -> Found {
     let (mut known, mut devices) = (names(), list());
     let mut quiet_since = Instant::now();
     let mut all_drivers = false;
+    let mut new_key = None;
     loop {
         let ours = devices
             .iter()
             .any(|d| matches!(d.signature, Signature::Luks(_) | Signature::Ext4));
-        if ours || (all_drivers && quiet_since.elapsed() >= SETTLED) || Instant::now() >= until {
-            return Found { devices, until };
+        let settled = all_drivers && quiet_since.elapsed() >= SETTLED;
+        if !ours && new_key.is_none() && tpm.kind() == Kind::Device && best_blank(&devices).is_some() {
+            let tpm = Arc::clone(tpm);
+            new_key = Some(std::thread::spawn(move || luks::new_key(tpm.as_ref())));
+        }
+        if ours || settled || Instant::now() >= until {
+            return Found { devices, new_key };
         }
         std::thread::sleep(PAUSE);
         let now = names();
@@ -152,17 +161,23 @@ fn mount_existing(device: &Device, tpm: &dyn Tpm, target: &Path) -> Result<State
     ))
 }
 
-fn make(device: &Device, tpm: &dyn Tpm, target: &Path) -> Result<StateStatus, VolumeError> {
-    let encrypted = tpm.kind() == Kind::Device;
-    let node: PathBuf = if encrypted {
-        luks::format(&device.node, tpm)?
-    } else {
-        device.node.clone()
+fn make(
+    device: &Device,
+    new_key: Option<JoinHandle<Result<SealedKey, LuksError>>>,
+    target: &Path,
+) -> Result<StateStatus, VolumeError> {
+    let encrypted = new_key.is_some();
+    let node = match new_key {
+        Some(new_key) => {
+            let new_key = new_key.join().unwrap_or(Err(LuksError::Forgetful))?;
+            let fill = |node: &Path| filesystem::make(node, STATE_LABEL).map_err(VolumeError::from);
+            luks::format(&device.node, &new_key, fill)?
+        }
+        None => {
+            filesystem::make(&device.node, STATE_LABEL)?;
+            device.node.clone()
+        }
     };
-    filesystem::make(&node, STATE_LABEL)?;
-    if encrypted {
-        luks::finish(&device.node)?;
-    }
     filesystem::mount_ext4(&node, target)?;
     let name = device.node.display();
     let message = if encrypted {
@@ -217,7 +232,7 @@ mod tests {
     use super::*;
 
     fn device() -> Device {
-        let node = PathBuf::from("/dev/vda");
+        let node = std::path::PathBuf::from("/dev/vda");
         Device {
             node,
             size: 1 << 30,
