@@ -59,12 +59,12 @@ pub fn provide(tpm: &dyn Fn() -> Box<dyn Tpm>, target: &Path) -> StateStatus {
     }
     // A volume that does not open is left for whoever can open it; another disk is not taken in its place, since
     // the node would come up as a stranger.
-    if failures.is_empty() {
-        if let Some(device) = best_blank(&found.devices) {
-            match make(&device, found.new_key, target) {
-                Ok(status) => return status,
-                Err(error) => failures.push(explain(&device, &error)),
-            }
+    if failures.is_empty()
+        && let Some(device) = best_blank(&found.devices)
+    {
+        match make(&device, found.new_key, target) {
+            Ok(status) => return status,
+            Err(error) => failures.push(explain(&device, &error)),
         }
     }
     let why = if failures.is_empty() {
