@@ -73,7 +73,7 @@ fn pod_needs_no_more_than_a_name_and_an_image() {
 fn json_is_read_like_yaml() {
     let spec = parse_manifests(NGINX).unwrap().remove(0);
     let json = serde_json::to_string_pretty(&beemesh_agent_api::Manifest::from(&spec)).unwrap();
-    assert_eq!(parse_manifests(&json).unwrap(), [spec.clone()]);
+    assert_eq!(parse_manifests(&json).unwrap(), std::slice::from_ref(&spec));
     let tabs = json.replace("  ", "\t");
     assert_eq!(parse_manifests(&tabs).unwrap(), [spec]);
 }

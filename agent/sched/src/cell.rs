@@ -4,14 +4,16 @@
 //! Invariant: same configuration, same events, same times: same commands. A step ends.
 
 use crate::desired::{ChangeRefused, Desired};
-use crate::grants::{Grants, Judged};
-use crate::holdings::{Holding, Round};
-use crate::membership::{Liveness, Membership, SwimEffect};
+use crate::grants::Grants;
+use crate::holdings::Holding;
+use crate::leases::Round;
+use crate::membership::{Membership, SwimEffect};
 use crate::model::{Capacity, CellConfig, Command, Event, Key, MemberInfo, Millis, Persisted, Record};
 use crate::placement::{Failures, Placer, Reservations};
 use crate::roster::{Added, Roster};
+use crate::sync::MAX_LIST;
 use crate::views::{Heard, Views};
-use crate::wire::{Claim, Heartbeat, Message, Stage, StatusBody};
+use crate::wire::{Claim, Heartbeat, Message, StatusBody};
 use beemesh_agent_api::{Change, WorkloadId};
 use beemesh_ids::PeerId;
 use rand::{SeedableRng, rngs::SmallRng};
@@ -19,10 +21,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Messages that one step may send to itself; beyond it they are dropped and counted.
 const MAX_LOOPBACK: usize = 100_000;
-/// Names in one list of members or workloads.
-const MAX_LIST: usize = 4096;
-/// Ages of changes that are being verified.
-const MAX_AGES: usize = 1024;
+
+/// Least time between two bodies to all.
+const BODY_MS: u64 = 50;
 
 /// When and whether to speak.
 #[derive(Default)]
@@ -31,6 +32,8 @@ pub(crate) struct StatusClock {
     version: u64,
     seq: u64,
     last: Millis,
+    /// When a body was last sent to all.
+    spoken: Millis,
 }
 
 impl StatusClock {
@@ -44,7 +47,7 @@ impl StatusClock {
 pub struct Cell {
     pub(crate) config: CellConfig,
     pub(crate) now: Millis,
-    started: Millis,
+    pub(crate) started: Millis,
     pub(crate) out: Vec<Command>,
     loopback: VecDeque<Message>,
     pub(crate) rng: SmallRng,
@@ -63,10 +66,12 @@ pub struct Cell {
     pub(crate) failures: Failures,
     pub(crate) status: StatusClock,
     pub(crate) scan_due: bool,
-    roster_since: Millis,
+    /// The next tick is early enough.
+    pub(crate) scan_late: bool,
+    pub(crate) roster_since: Millis,
     maintained: Millis,
     announced: Millis,
-    ages: BTreeMap<String, Millis>,
+    pub(crate) ages: BTreeMap<String, Millis>,
     asked: BTreeMap<(PeerId, &'static str), Millis>,
     boot_kept: u64,
     dropped: u64,
@@ -120,6 +125,7 @@ impl Cell {
             failures: Failures::default(),
             status,
             scan_due: true,
+            scan_late: false,
             roster_since: now,
             maintained: now,
             announced: now,
@@ -159,8 +165,10 @@ impl Cell {
         }
         self.tick_placements();
         self.settle();
-        if self.status.dirty {
+        // News at once, but a flood of news a few times a second.
+        if self.status.dirty && self.now.since(self.status.spoken) >= BODY_MS {
             self.status.dirty = false;
+            self.status.spoken = self.now;
             self.status.version += 1;
             self.speak(true);
         }
@@ -204,7 +212,7 @@ impl Cell {
             self.scan_due = true;
             self.asked.retain(|_, at| now.since(*at) < 10_000);
         }
-        if self.placer.is_busy() {
+        if self.placer.is_busy() || std::mem::take(&mut self.scan_late) {
             self.scan_due = true;
         }
         if now.since(self.announced) >= 2000 {
@@ -405,38 +413,6 @@ impl Cell {
         }
     }
 
-    /// Whether a member's copies must be reckoned with: alive, or not yet dead for as long as its grants live.
-    pub(crate) fn may_be_alive(&self, peer: &PeerId) -> bool {
-        if *peer == self.config.me {
-            return true;
-        }
-        let Some(entry) = self.roster.get(peer) else {
-            return false;
-        };
-        match self.membership.liveness(peer, entry.since) {
-            Liveness::Up => true,
-            Liveness::Down(since) => self.now.since(since) < self.config.tuning.lease_ms,
-            Liveness::Unknown(since) => {
-                self.now.since(since.max(self.started)) < self.config.tuning.unknown_ms
-            }
-        }
-    }
-
-    /// Whether every member that may be alive has said what it holds, under the roster that this node has.
-    ///
-    /// One that is alive but says nothing to this node (no connection, another roster) is waited for only so long.
-    pub(crate) fn is_everyone_heard(&self) -> bool {
-        let patience = self.config.tuning.unknown_ms.saturating_mul(2);
-        let waited = self.now.since(self.roster_since.max(self.started));
-        self.roster.active().all(|(peer, _)| {
-            let heard = self
-                .views
-                .get(peer)
-                .is_some_and(|view| view.recovered && view.roster == self.roster.digest());
-            *peer == self.config.me || heard || !self.may_be_alive(peer) || waited >= patience
-        })
-    }
-
     // ---- messages ----
 
     fn on_bytes(&mut self, from: PeerId, bytes: &[u8]) {
@@ -533,7 +509,7 @@ impl Cell {
     }
 
     /// Asks a peer for something at most every `ms`.
-    fn may_ask(&mut self, peer: &PeerId, what: &'static str, ms: u64) -> bool {
+    pub(crate) fn may_ask(&mut self, peer: &PeerId, what: &'static str, ms: u64) -> bool {
         let last = self.asked.get(&(peer.clone(), what));
         if last.is_some_and(|last| self.now.since(*last) < ms) {
             return false;
@@ -577,315 +553,5 @@ impl Cell {
         if !was_heard {
             self.scan_due = true;
         }
-    }
-
-    /// A member's new body: adopt its grants, lay its ghosts, settle who of two copies stays.
-    fn on_body(&mut self, from: &PeerId) {
-        self.scan_due = true;
-        let Some(view) = self.views.get(from) else { return };
-        let pods = view.body.pods.clone();
-        for pod in pods.iter().filter(|pod| pod.stage != Stage::Claiming) {
-            if !self.arbiters(&pod.key).contains(&self.config.me) {
-                continue;
-            }
-            let tuning = &self.config.tuning;
-            let until = self
-                .now
-                .after(tuning.fence_ms.saturating_add(tuning.fence_margin_ms));
-            let until = pod.leased.then_some(until);
-            let adopted = self
-                .grants
-                .adopt(self.now, &pod.key, from, pod.token, &pod.ghosts, until);
-            self.out
-                .extend(adopted.map(|record| Command::Persist(Record::Grant(record))));
-            if pod.stage == Stage::Running {
-                self.judge_copies(&pod.key);
-            }
-        }
-        let holds = |key: &Key| pods.iter().any(|pod| pod.key == *key);
-        for record in self.grants.lay_ghost(from, holds) {
-            self.out.push(Command::Persist(Record::Grant(record)));
-        }
-    }
-
-    /// Tells all running copies of an ordinal but the one with the highest token.
-    fn judge_copies(&mut self, key: &Key) {
-        let mut running: Vec<(u64, PeerId)> = self
-            .copies(key)
-            .into_iter()
-            .filter(|(peer, pod)| pod.stage == Stage::Running && self.membership.is_up(peer))
-            .map(|(peer, pod)| (pod.token, peer))
-            .collect();
-        running.sort_unstable();
-        let Some((token, holder)) = running.pop() else {
-            return;
-        };
-        for (_, peer) in running {
-            self.send(
-                &peer,
-                Message::Superseded {
-                    key: key.clone(),
-                    token,
-                    holder: holder.clone(),
-                },
-            );
-        }
-    }
-
-    fn on_roster(&mut self, from: &PeerId, theirs: &[PeerId]) {
-        let theirs: BTreeSet<&PeerId> = theirs.iter().take(MAX_LIST).collect();
-        let mine: BTreeSet<&PeerId> = self.roster.all().map(|(peer, _)| peer).collect();
-        let wanted: Vec<PeerId> = theirs.difference(&mine).map(|peer| (*peer).clone()).collect();
-        let unknown_there = mine.difference(&theirs).next().is_some();
-        if !wanted.is_empty() {
-            self.send(from, Message::MembersWanted(wanted));
-        }
-        if unknown_there && self.may_ask(from, "roster", 300) {
-            let peers = self.roster.all().map(|(peer, _)| peer.clone()).collect();
-            self.send(from, Message::Roster(peers));
-        }
-    }
-
-    // ---- changes ----
-
-    fn on_changes(&mut self, from: &PeerId, theirs: Vec<(WorkloadId, String)>) {
-        let mut wanted = Vec::new();
-        let theirs: BTreeMap<WorkloadId, String> = theirs.into_iter().take(MAX_LIST).collect();
-        for (workload, id) in &theirs {
-            if self
-                .desired
-                .get(workload)
-                .is_none_or(|entry| entry.change.id < *id)
-            {
-                wanted.push(workload.clone());
-            }
-        }
-        if !wanted.is_empty() {
-            self.send(from, Message::ChangesWanted(wanted));
-        }
-        let newer: Vec<WorkloadId> = self
-            .desired
-            .iter()
-            .filter(|(workload, entry)| theirs.get(*workload).is_none_or(|id| *id < entry.change.id))
-            .map(|(workload, _)| workload.clone())
-            .collect();
-        for workload in newer {
-            self.send_envelope(from, &workload);
-        }
-    }
-
-    fn on_envelope(&mut self, id: String, age_ms: u64, envelope: Vec<u8>) {
-        if envelope.len() > crate::desired::MAX_ENVELOPE
-            || self.desired.iter().any(|(_, entry)| entry.change.id == id)
-        {
-            return;
-        }
-        if self.ages.len() >= MAX_AGES {
-            self.ages.clear();
-        }
-        let at = self.now.before(age_ms);
-        self.ages.insert(id.chars().take(40).collect(), at);
-        self.out.push(Command::VerifyChange { envelope });
-    }
-
-    fn on_change(&mut self, change: Change, envelope: Vec<u8>) {
-        let gossiped = self.ages.remove(&change.id);
-        let at = gossiped.unwrap_or(self.now);
-        let workload = change.workload.clone();
-        let deleted = change.spec.is_none();
-        match self.desired.apply(change.clone(), envelope.clone(), at) {
-            Ok(true) => {}
-            Ok(false) | Err(ChangeRefused::Stale { .. }) => return,
-            Err(refused) => {
-                let cause =
-                    std::error::Error::source(&refused).map_or(String::new(), |cause| format!(": {cause}"));
-                let message = format!("a change to `{workload}` was not taken: {refused}{cause}");
-                return self.emit("ChangeRefused", format!("workload/{workload}"), message);
-            }
-        }
-        self.out.push(Command::Persist(Record::Change(change, envelope)));
-        let what = if deleted {
-            "its deletion".to_owned()
-        } else {
-            "its specification".to_owned()
-        };
-        let message = format!("workload `{workload}`: {what} was accepted");
-        self.emit("ChangeAccepted", format!("workload/{workload}"), message);
-        let peers: Vec<PeerId> = self.connected.iter().cloned().collect();
-        // Only who took it in hands it to all; whoever does not hear it asks after the next heartbeat.
-        if gossiped.is_none() {
-            for peer in peers {
-                self.send_envelope(&peer, &workload);
-            }
-        }
-        self.placer_forgets(&workload);
-        self.scan_due = true;
-    }
-
-    // ---- the arbiter ----
-
-    fn on_claim(&mut self, from: &PeerId, claim: Claim) {
-        let me = &self.config.me;
-        let asked = claim.third || self.arbiters(&claim.key).contains(me);
-        let same_roster = claim.roster == self.roster.digest() && asked;
-        let running = self.copies(&claim.key).into_iter();
-        let running = running.filter(|(peer, pod)| peer != from && pod.stage != Stage::Claiming);
-        let judged = Judged {
-            from,
-            same_roster,
-            settled: self.recovered && self.is_everyone_heard(),
-            running: running.map(|(peer, _)| peer).next(),
-            leased_until: (claim.third && self.leases_needed()).then(|| {
-                self.now.after(
-                    self.config
-                        .tuning
-                        .fence_ms
-                        .saturating_add(self.config.tuning.fence_margin_ms),
-                )
-            }),
-        };
-        let (started, tuning) = (self.started, &self.config.tuning);
-        let (roster, membership, now) = (&self.roster, &self.membership, self.now);
-        let alive = |peer: &PeerId| {
-            peer == me
-                || roster
-                    .get(peer)
-                    .is_some_and(|entry| match membership.liveness(peer, entry.since) {
-                        Liveness::Up => true,
-                        Liveness::Down(since) => now.since(since) < tuning.lease_ms,
-                        Liveness::Unknown(since) => now.since(since.max(started)) < tuning.unknown_ms,
-                    })
-        };
-        let verdict = self
-            .grants
-            .claim(self.now, &claim, &judged, alive)
-            .map(|(record, ghosts)| {
-                self.out
-                    .extend(record.map(|record| Command::Persist(Record::Grant(record))));
-                ghosts
-            });
-        let Claim {
-            key,
-            token,
-            roster,
-            third,
-        } = claim;
-        self.send(
-            from,
-            Message::Verdict {
-                key,
-                token,
-                roster,
-                third,
-                verdict,
-            },
-        );
-    }
-
-    /// Once a second: releases and ghosts whose message was lost.
-    fn tidy_grants(&mut self) {
-        let (views, membership, holdings) = (&self.views, &self.membership, &self.holdings);
-        let (me, recovered, now) = (&self.config.me, self.recovered, self.now);
-        let denies = |peer: &PeerId, key: &Key| {
-            if peer == me {
-                return recovered && !holdings.contains_key(key);
-            }
-            let fresh = views
-                .get(peer)
-                .filter(|view| view.is_current() && now.since(view.heard) < 3000);
-            fresh.is_some_and(|view| membership.is_up(peer) && view.pod(key).is_none())
-        };
-        let before = self.now.before(self.config.tuning.claim_ms.saturating_mul(2));
-        let mut records = self.grants.tidy(before, denies);
-        for ghost in self.grants.ghosts() {
-            records.extend(self.grants.lay_ghost(&ghost, |key| !denies(&ghost, key)));
-        }
-        let mut laid = Vec::new();
-        for (key, holding) in &self.holdings {
-            laid.extend(
-                holding
-                    .ghosts
-                    .iter()
-                    .filter(|ghost| denies(ghost, key))
-                    .map(|ghost| (key.clone(), ghost.clone())),
-            );
-        }
-        for (key, ghost) in laid {
-            if let Some(holding) = self.holdings.get_mut(&key) {
-                holding.ghosts.remove(&ghost);
-                self.status.touch();
-            }
-        }
-        self.out.extend(
-            records
-                .into_iter()
-                .map(|record| Command::Persist(Record::Grant(record))),
-        );
-    }
-
-    /// Drains what this node should not hold: not wanted, superseded, or of an older template when its turn has come.
-    pub(crate) fn reconcile_own(&mut self) {
-        let keys: Vec<Key> = self.holdings.keys().cloned().collect();
-        for key in keys {
-            let Some(holding) = self
-                .holdings
-                .get(&key)
-                .filter(|holding| holding.stage != Stage::Draining)
-            else {
-                continue;
-            };
-            let (token, stage, template, ready) = (
-                holding.token,
-                holding.stage,
-                holding.template,
-                holding.report.ready,
-            );
-            // A workload that was never heard of is not stopped: the change may still be on its way.
-            let Some(wanted) = self.desired.wants(&key.0, key.1) else {
-                continue;
-            };
-            if !wanted {
-                let gone = self
-                    .desired
-                    .get(&key.0)
-                    .is_some_and(|entry| entry.spec().is_none());
-                let why = if gone {
-                    "its workload was deleted"
-                } else {
-                    "the workload has fewer replicas now"
-                };
-                self.drain(&key, why, None);
-                continue;
-            }
-            let rival = self.views.holders(&key).find(|(peer, pod)| {
-                pod.stage == Stage::Running
-                    && self.membership.is_up(peer)
-                    && (pod.token, *peer) > (token, &self.config.me)
-            });
-            if let Some((peer, _)) = rival.filter(|_| stage == Stage::Running) {
-                let why = format!("node `{}` holds it by a higher token", self.roster.name(peer));
-                self.drain(&key, &why, None);
-                continue;
-            }
-            let newest = self.desired.get(&key.0).map_or(template, |entry| entry.template);
-            if template != newest && (stage == Stage::Claiming || !ready || self.is_turn_of(&key, newest)) {
-                self.drain(&key, "the workload has a new specification", None);
-            }
-        }
-    }
-
-    /// Whether all higher ordinals run the newest template: ordinals are replaced one at a time, from the highest down.
-    fn is_turn_of(&self, key: &Key, newest: u64) -> bool {
-        let replicas = self
-            .desired
-            .get(&key.0)
-            .and_then(|entry| entry.spec())
-            .map_or(0, |spec| spec.replicas);
-        (key.1 + 1..replicas).all(|ordinal| {
-            let copies = self.copies(&(key.0.clone(), ordinal));
-            copies
-                .iter()
-                .any(|(_, pod)| pod.stage == Stage::Running && pod.template == newest && pod.report.ready)
-        })
     }
 }

@@ -69,6 +69,10 @@ impl Grants {
         self.kept.get(key).map_or(0, |kept| kept.record.token)
     }
 
+    pub(crate) fn holder(&self, key: &Key) -> Option<&PeerId> {
+        self.kept.get(key)?.record.holder.as_ref()
+    }
+
     /// Judges a claim. `Ok`: the record to make durable (`None`: it is already) and the ghosts to tell.
     pub(crate) fn claim(
         &mut self,

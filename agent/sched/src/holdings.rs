@@ -5,9 +5,9 @@
 //! leased: it stops itself without the renewals of more than a third; an ordinal is released only after its pod is gone.
 
 use crate::cell::Cell;
-use crate::model::{Command, Key, Millis, PodReport, Record, RecoveredPod, Stamp};
-use crate::rendezvous::{key_hash, peer_hash};
-use crate::wire::{Assign, Claim, Decline, HeldPod, Message, Need, Refusal, Renewal, Stage};
+use crate::model::{Command, Key, Millis, PodReport, RecoveredPod, Stamp};
+use crate::rendezvous::key_hash;
+use crate::wire::{Assign, Claim, Decline, HeldPod, Message, Need, Refusal, Stage};
 use beemesh_agent_api::WorkloadSpec;
 use beemesh_agent_api::shim::Phase;
 use beemesh_ids::PeerId;
@@ -18,8 +18,6 @@ use std::collections::{BTreeMap, BTreeSet};
 pub const MAX_PODS: usize = 256;
 /// In a roster of so many, no more than three copies can exist anyway: one a node. Nothing is leased there.
 pub const FREE_ROSTER: usize = 3;
-/// Renewals in one message.
-const RENEWALS: usize = 512;
 /// A pod that does not stop is told again this long after its grace.
 const STOP_AGAIN_MS: u64 = 10_000;
 
@@ -31,13 +29,13 @@ pub(crate) struct Holding {
     pub(crate) need: Need,
     pub(crate) report: PodReport,
     pub(crate) ghosts: BTreeSet<PeerId>,
-    leased: bool,
+    pub(crate) leased: bool,
     /// A leased copy stops itself then.
-    valid_until: Millis,
+    pub(crate) valid_until: Millis,
     /// Who renewed its lease in this round.
-    acks: BTreeSet<PeerId>,
+    pub(crate) acks: BTreeSet<PeerId>,
     /// Arbiters that agreed in this round that it need not be leased any more.
-    free_acks: BTreeSet<PeerId>,
+    pub(crate) free_acks: BTreeSet<PeerId>,
     claim: Option<ClaimState>,
     grace_seconds: u32,
     stop_again: Millis,
@@ -62,14 +60,7 @@ struct ClaimState {
     ask_again: Millis,
 }
 
-/// The round of renewal that is under way: one for all leased holdings.
-#[derive(Default)]
-pub(crate) struct Round {
-    number: u64,
-    sent: Millis,
-}
-
-fn majority(of: usize) -> usize {
+pub(crate) fn majority(of: usize) -> usize {
     of / 2 + 1
 }
 
@@ -122,7 +113,8 @@ impl Cell {
             return Err(Decline::Unfit("the ordinal is not wanted any more".into()));
         };
         let (spec, template, need) = (Box::new(spec.clone()), entry.template, entry.need.clone());
-        if self.siblings(&key) > assign.siblings {
+        // The first few are spread strictly; where a node holds many, other placers' luck is no reason to ask anew.
+        if self.siblings(&key) > assign.siblings.saturating_add(assign.siblings / 2) {
             return Err(Decline::Unfit("another pod of the workload came first".into()));
         }
         self.fits(&need, &key).map_err(Decline::Unfit)?;
@@ -218,7 +210,7 @@ impl Cell {
     }
 
     /// Votes that are more than a third of the roster.
-    fn third(&self) -> usize {
+    pub(crate) fn third(&self) -> usize {
         self.roster.active().count() / 3 + 1
     }
 
@@ -317,137 +309,6 @@ impl Cell {
         holding.valid_until = claim.sent.after(fence_ms);
         holding.ghosts = ghosts;
         self.start(key);
-    }
-
-    /// A round of renewal: of the leases by the supporters, and of those that need none any more by their arbiters.
-    fn renew(&mut self) {
-        self.round.number += 1;
-        self.round.sent = self.now;
-        let round = self.round.number;
-        let mut leases = Vec::new();
-        let mut free: BTreeMap<PeerId, Vec<Renewal>> = BTreeMap::new();
-        let mut needless = Vec::new();
-        for (key, holding) in &mut self.holdings {
-            if holding.stage != Stage::Running || !holding.leased {
-                continue;
-            }
-            holding.acks.clear();
-            holding.free_acks.clear();
-            let renewal = Renewal {
-                key: key.clone(),
-                token: holding.token,
-                ghosts: holding.ghosts.clone(),
-                leased: true,
-            };
-            if holding.ghosts.is_empty() {
-                needless.push(Renewal {
-                    leased: false,
-                    ..renewal.clone()
-                });
-            }
-            leases.push(renewal);
-        }
-        for renewal in needless {
-            for arbiter in self.arbiters(&renewal.key) {
-                free.entry(arbiter).or_default().push(renewal.clone());
-            }
-        }
-        if leases.is_empty() {
-            return;
-        }
-        for peer in self.supporters() {
-            for items in leases.chunks(RENEWALS) {
-                self.send(
-                    &peer,
-                    Message::Renew {
-                        round,
-                        items: items.to_vec(),
-                    },
-                );
-            }
-        }
-        for (peer, renewals) in free {
-            for items in renewals.chunks(RENEWALS) {
-                self.send(
-                    &peer,
-                    Message::Renew {
-                        round,
-                        items: items.to_vec(),
-                    },
-                );
-            }
-        }
-    }
-
-    /// Whom this node asks to renew its leases: half as many again as it needs, always the same while they live.
-    fn supporters(&self) -> Vec<PeerId> {
-        let count = self.third() * 3 / 2 + 1;
-        let me = peer_hash(&self.config.me);
-        self.roster.top(me, count, |peer| self.membership.is_up(peer))
-    }
-
-    /// A member's renewals.
-    pub(crate) fn on_renew(&mut self, from: &PeerId, round: u64, items: Vec<Renewal>) {
-        let tuning = &self.config.tuning;
-        let until = self
-            .now
-            .after(tuning.fence_ms.saturating_add(tuning.fence_margin_ms));
-        let mut renewed = Vec::new();
-        for renewal in items.into_iter().take(RENEWALS) {
-            if let Some((record, ghosts)) = self.grants.renew(self.now, &renewal, from, until) {
-                self.out
-                    .extend(record.map(|record| Command::Persist(Record::Grant(record))));
-                renewed.push(Renewal { ghosts, ..renewal });
-            }
-        }
-        if !renewed.is_empty() {
-            self.send(
-                from,
-                Message::Renewed {
-                    round,
-                    items: renewed,
-                },
-            );
-        }
-    }
-
-    /// Renewals were recorded.
-    pub(crate) fn on_renewed(&mut self, from: &PeerId, round: u64, items: Vec<Renewal>) {
-        if round != self.round.number {
-            return;
-        }
-        let valid_until = self.round.sent.after(self.config.tuning.fence_ms);
-        let third = self.third();
-        for Renewal {
-            key,
-            token,
-            mut ghosts,
-            leased,
-        } in items.into_iter().take(RENEWALS)
-        {
-            let arbiters = self.arbiters(&key);
-            let Some(holding) = self
-                .holdings
-                .get_mut(&key)
-                .filter(|holding| holding.token == token)
-            else {
-                continue;
-            };
-            ghosts.remove(&self.config.me);
-            holding.ghosts.extend(ghosts);
-            if leased {
-                holding.acks.insert(from.clone());
-                if holding.acks.len() >= third {
-                    holding.valid_until = holding.valid_until.max(valid_until);
-                }
-            } else if arbiters.contains(from) {
-                holding.free_acks.insert(from.clone());
-                if holding.ghosts.is_empty() && holding.free_acks.len() >= majority(arbiters.len()) {
-                    holding.leased = false;
-                    self.status.touch();
-                }
-            }
-        }
     }
 
     fn start(&mut self, key: &Key) {

@@ -3,15 +3,19 @@
 //! [`Cell::step`] takes an event and a time and gives back commands; it opens nothing, reads no clock and draws no
 //! randomness but from its seed. `SPEC.md` has the protocol, the safety argument and what is not guaranteed.
 
+mod arbiter;
 mod cell;
 mod desired;
 mod grants;
 mod holdings;
+mod leases;
 mod membership;
 mod model;
 mod placement;
+mod reconcile;
 mod rendezvous;
 mod roster;
+mod sync;
 mod views;
 pub mod wire;
 

@@ -1,6 +1,8 @@
 //! Random sequences of faults; the invariants are checked after every command (`sim/invariants.rs`), and after the last
 //! fault the cell must come to rest with exactly what is wanted.
 
+#![allow(clippy::unwrap_used)]
+
 mod sim;
 
 use proptest::prelude::*;
@@ -192,6 +194,30 @@ proptest! {
         ], 1..30),
     ) {
         let chaos = run(seed, 1, acts);
+        prop_assert!(chaos.world.invariants.most_copies <= 1);
+    }
+
+    /// The same on slow links, where two rosters and two placers are at work at once.
+    #[test]
+    fn on_slow_links_there_is_one_copy_while_the_cell_grows(
+        seed in any::<u64>(),
+        slow in 20..170u64,
+        acts in proptest::collection::vec(prop_oneof![
+            4 => Just(Act::Join),
+            3 => (any::<usize>(), 0..3u8, 0..6u32).prop_map(|(n, name, replicas)| Act::Apply(n, name, replicas)),
+            4 => (1..400u64).prop_map(Act::Run),
+        ], 10..60),
+    ) {
+        let mut world = World::new(seed);
+        world.network.max_ms = slow;
+        for _ in 0..3 {
+            world.join();
+        }
+        let mut chaos = Chaos { world, wanted: [0, 0, 0] };
+        for act in acts {
+            chaos.carry_out(act);
+        }
+        chaos.comes_to_rest();
         prop_assert!(chaos.world.invariants.most_copies <= 1);
     }
 

@@ -460,7 +460,7 @@ impl World {
             return;
         }
         let of_machine = matches!(what, What::PodRuns(_) | What::PodGone(_));
-        if self.nodes[n].cell.is_none() && !of_machine || self.nodes[n].life != life && !of_machine {
+        if !of_machine && (self.nodes[n].cell.is_none() || self.nodes[n].life != life) {
             return;
         }
         match what {
