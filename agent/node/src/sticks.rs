@@ -101,6 +101,14 @@ impl Sticks {
             let this = &*self;
             tokio::task::block_in_place(|| this.take(&mount))
         };
+        if matches!(taken, Err(StickError::NoPack)) {
+            let message = "the stick holds no join pack: insert a join stick, or write one with `joinpack write`";
+            match self.joined {
+                Some(_) => self.journal.emit("NoPack", "pack", message),
+                None => self.journal.announce("NoPack", "pack", message),
+            }
+            return;
+        }
         let (serial, outcome) = match &taken {
             Ok(taken) => (Some(taken.joined.document.serial.clone()), Outcome::Applied),
             Err(error) => {

@@ -104,6 +104,17 @@ impl Tree {
         )
     }
 
+    /// Adds an executable file with this content.
+    pub fn program(&mut self, path: &str, bytes: Vec<u8>) -> Result<()> {
+        self.insert(
+            path,
+            Node::File {
+                mode: 0o755,
+                content: Content::Bytes(bytes),
+            },
+        )
+    }
+
     /// Adds a copy of a file.
     pub fn copy(&mut self, path: &str, mode: u32, source: &Path) -> Result<()> {
         self.insert(

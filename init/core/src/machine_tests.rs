@@ -178,14 +178,30 @@ fn stick_that_comes_late_is_mounted_and_its_removal_is_a_new_generation() {
 }
 
 #[test]
-fn second_stick_takes_the_place_of_the_first_when_that_is_gone() {
+fn the_newest_stick_counts_and_an_old_one_is_not_announced_again() {
     let mut init = running();
     init.step(10, block(Action::Add, "sdb1"));
     init.step(20, Event::JobEnded(Job::MountStick("sdb1".into()), Outcome::Done));
-    assert!(init.step(25, block(Action::Add, "sdc1")).is_empty());
-    init.step(30, block(Action::Remove, "sdb1"));
-    let commands = init.step(40, Event::JobEnded(Job::UnmountStick, Outcome::Done));
+    let commands = init.step(25, block(Action::Add, "sdc1"));
     assert_eq!(commands, [Command::Run(Job::MountStick("sdc1".into()))]);
+    let commands = init.step(30, Event::JobEnded(Job::MountStick("sdc1".into()), Outcome::Done));
+    assert!(commands.contains(&Command::WriteStick {
+        generation: 2,
+        device: Some("/dev/sdc1".into())
+    }));
+    init.step(40, block(Action::Remove, "sdc1"));
+    let commands = init.step(50, Event::JobEnded(Job::UnmountStick, Outcome::Done));
+    assert!(commands.is_empty(), "{commands:?}");
+}
+
+#[test]
+fn a_disk_that_is_no_join_stick_leaves_the_announced_one() {
+    let mut init = running();
+    init.step(10, block(Action::Add, "sdb1"));
+    init.step(20, Event::JobEnded(Job::MountStick("sdb1".into()), Outcome::Done));
+    init.step(25, block(Action::Add, "sdc1"));
+    let commands = init.step(30, Event::JobEnded(Job::MountStick("sdc1".into()), Outcome::Nothing));
+    assert!(commands.is_empty(), "{commands:?}");
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! Which stick is mounted. A device is probed by a child, since a broken stick can block a read for minutes; the
 //! child mounts what carries the label.
 //!
-//! Invariant: at most one stick is mounted, and `generation` rises with each change that the agent sees.
+//! The newest stick counts: it is mounted over the one before, which was read already. What was mounted once is not
+//! announced again until it is taken out and put in again.
+//!
+//! Invariant: at most one stick is announced, and `generation` rises with each change that the agent sees.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -95,13 +98,23 @@ impl Sticks {
             .get_mut(device)
             .map(|probe| *probe = Probe::Done)
             .is_some();
-        if !mounted || self.mounted.is_some() {
+        if !mounted {
             return self.probe();
         }
         if !known {
-            // It went away while it was being mounted: nobody was told of it yet.
+            // It went away while it was being mounted: nobody was told of it yet. What lies below goes with it, and is
+            // looked for again.
             self.unmounting = true;
-            return vec![Command::Run(Job::UnmountStick)];
+            let mut commands = vec![Command::Run(Job::UnmountStick)];
+            if let Some(below) = self.mounted.take() {
+                self.devices.entry(below).and_modify(|probe| *probe = Probe::Due);
+                self.generation += 1;
+                commands.push(Command::WriteStick {
+                    generation: self.generation,
+                    device: None,
+                });
+            }
+            return commands;
         }
         self.mounted = Some(device.to_owned());
         self.generation += 1;
@@ -116,15 +129,11 @@ impl Sticks {
 
     pub(crate) fn unmounted(&mut self) -> Vec<Command> {
         self.unmounting = false;
-        // Another stick may have been waiting for the place.
-        for probe in self.devices.values_mut().filter(|probe| **probe == Probe::Done) {
-            *probe = Probe::Due;
-        }
         self.probe()
     }
 
     fn probe(&mut self) -> Vec<Command> {
-        if self.mounted.is_some() || self.unmounting {
+        if self.unmounting {
             return Vec::new();
         }
         let running = self

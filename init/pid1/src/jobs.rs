@@ -22,6 +22,7 @@ use crate::loader::{Loader, log};
 /// Exit code of [`Outcome::Nothing`].
 const NOTHING: u8 = 3;
 /// FAT, and the character sets that Debian's kernel uses for it.
+const STICKS_STACKED: usize = 256;
 const STICK_MODULES: [&str; 3] = ["vfat", "nls_cp437", "nls_ascii"];
 /// Devices whose modalias a cold plug reads.
 const DEVICES_LIMIT: usize = 16_384;
@@ -37,6 +38,18 @@ pub fn arguments(job: &Job) -> Vec<String> {
         Job::MountStick(device) => vec!["mount-stick".to_owned(), device.clone()],
         Job::UnmountStick => vec!["unmount-stick".to_owned()],
     }
+}
+
+/// Unmounts every stick that was mounted over another.
+fn unmount_sticks() -> Result<bool, StepError> {
+    umount2(path::STICK, MntFlags::MNT_DETACH).attempt("unmount", path::STICK)?;
+    // A bound, since each call must make it fewer.
+    for _ in 0..STICKS_STACKED {
+        if umount2(path::STICK, MntFlags::MNT_DETACH).is_err() {
+            break;
+        }
+    }
+    Ok(true)
 }
 
 /// Reads the outcome from an exit code.
@@ -59,11 +72,7 @@ pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
         Some("mount-stick") => arguments
             .next()
             .map_or(Outcome::Failed, |device| report(mount_stick(&device))),
-        Some("unmount-stick") => report(
-            umount2(path::STICK, MntFlags::MNT_DETACH)
-                .attempt("unmount", path::STICK)
-                .map(|()| true),
-        ),
+        Some("unmount-stick") => report(unmount_sticks()),
         Some("close-disks") => close_disks(),
         _ => {
             eprintln!("beemesh-init is the first program of a Beemesh system; the kernel starts it");
