@@ -20,7 +20,7 @@ const CHUNK: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum StickError {
     /// The pack is bad: a refusal, not a failure.
-    #[error("{0}")]
+    #[error(transparent)]
     Refused(#[from] Refusal),
     /// All its vouchers belong to other boxes.
     #[error("this stick has no voucher left for this box: ask your operator for a stick with a place for it")]

@@ -102,7 +102,8 @@ impl Sticks {
             tokio::task::block_in_place(|| this.take(&mount))
         };
         if matches!(taken, Err(StickError::NoPack)) {
-            let message = "the stick holds no join pack: insert a join stick, or write one with `joinpack write`";
+            let message =
+                "the stick holds no join pack: insert a join stick, or write one with `joinpack write`";
             match self.joined {
                 Some(_) => self.journal.emit("NoPack", "pack", message),
                 None => self.journal.announce("NoPack", "pack", message),

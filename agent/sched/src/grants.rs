@@ -14,8 +14,26 @@ pub const MAX_GRANTS: usize = 65_536;
 struct Kept {
     record: GrantRecord,
     granted_at: Millis,
-    /// A leased holder may run until then, seen or not.
-    leased_until: Millis,
+    /// Whose lease this vote is bound to, and until when: that copy may run until then, seen or not.
+    bound: Option<(PeerId, Millis)>,
+}
+
+impl Kept {
+    /// Another than `from` has this vote now.
+    fn bound_to_other(&self, from: &PeerId, now: Millis) -> Option<&PeerId> {
+        self.bound
+            .as_ref()
+            .filter(|(who, until)| who != from && now < *until)
+            .map(|(who, _)| who)
+    }
+
+    fn free(&mut self) {
+        let holder = self.record.holder.take();
+        self.record.leased = false;
+        if self.bound.as_ref().map(|(who, _)| who) == holder.as_ref() {
+            self.bound = None;
+        }
+    }
 }
 
 #[derive(Default)]
@@ -42,12 +60,13 @@ impl Grants {
     pub(crate) fn new(records: Vec<GrantRecord>, now: Millis, leased_until: Millis) -> Self {
         let kept = records.into_iter().map(|record| {
             let key = (record.workload.clone(), record.ordinal);
+            let bound = record.holder.clone().map(|holder| (holder, leased_until));
             (
                 key,
                 Kept {
                     record,
                     granted_at: now,
-                    leased_until,
+                    bound,
                 },
             )
         });
@@ -87,19 +106,17 @@ impl Grants {
         let from = judged.from;
         let mut ghosts = BTreeSet::new();
         let mut repeated = false;
-        if let Some(Kept {
-            record, leased_until, ..
-        }) = self.kept.get(&claim.key)
-        {
+        if let Some(kept) = self.kept.get(&claim.key) {
+            let record = &kept.record;
+            if let Some(holder) = kept.bound_to_other(from, now) {
+                return Err(Refusal::Held {
+                    holder: holder.clone(),
+                });
+            }
             ghosts.clone_from(&record.ghosts);
             match &record.holder {
                 Some(holder) if holder == from => repeated = claim.token == record.token,
                 Some(holder) if may_be_alive(holder) => {
-                    return Err(Refusal::Held {
-                        holder: holder.clone(),
-                    });
-                }
-                Some(holder) if now < *leased_until => {
                     return Err(Refusal::Held {
                         holder: holder.clone(),
                     });
@@ -144,7 +161,7 @@ impl Grants {
             .kept
             .get(&claim.key)
             .is_some_and(|kept| kept.record == record);
-        if !self.keep(now, record.clone(), judged.leased_until.unwrap_or_default()) {
+        if !self.keep(now, record.clone(), judged.leased_until) {
             return Err(Refusal::Full);
         }
         Ok(((!known).then_some(record), ghosts))
@@ -183,8 +200,7 @@ impl Grants {
             leased: leased_until.is_some(),
             ghosts,
         };
-        self.keep(now, record.clone(), leased_until.unwrap_or_default())
-            .then_some(record)
+        self.keep(now, record.clone(), None).then_some(record)
     }
 
     /// Takes a renewal. `Some`: it counts, with the record to make durable where it differs and the ghosts to tell.
@@ -202,18 +218,32 @@ impl Grants {
             ghosts,
             leased,
         } = renewal;
+        if *leased
+            && self
+                .kept
+                .get(key)
+                .is_some_and(|kept| kept.bound_to_other(from, now).is_some())
+        {
+            return None;
+        }
         let leased_until = leased.then_some(leased_until);
         let adopted = self.adopt(now, key, from, *token, ghosts, leased_until);
         let kept = self.kept.get_mut(key)?;
-        if kept.record.token != *token || kept.record.holder.as_ref() != Some(from) {
+        let before = kept.record.clone();
+        if kept.record.holder.is_none() && *leased {
+            // Others asked for it meanwhile and gave up: nobody stands between the vote and the copy that runs.
+            kept.record.holder = Some(from.clone());
+        }
+        if kept.record.token < *token || kept.record.holder.as_ref() != Some(from) {
             return None;
         }
-        let before = kept.record.clone();
         kept.record
             .ghosts
             .extend(ghosts.iter().filter(|ghost| *ghost != from).cloned());
         kept.record.leased = *leased || before.leased && !kept.record.ghosts.is_empty();
-        kept.leased_until = kept.leased_until.max(leased_until.unwrap_or_default());
+        kept.bound = leased_until
+            .map(|until| (from.clone(), until))
+            .or(kept.bound.take());
         let differs = adopted.is_some() || kept.record != before;
         Some((differs.then(|| kept.record.clone()), kept.record.ghosts.clone()))
     }
@@ -224,9 +254,7 @@ impl Grants {
         if kept.record.token > token || kept.record.holder.as_ref() != Some(from) {
             return None;
         }
-        kept.record.holder = None;
-        kept.record.leased = false;
-        kept.leased_until = Millis(0);
+        kept.free();
         Some(kept.record.clone())
     }
 
@@ -265,16 +293,14 @@ impl Grants {
                 .as_ref()
                 .is_some_and(|holder| denies(holder, key));
             if denied && kept.granted_at <= granted_before {
-                kept.record.holder = None;
-                kept.record.leased = false;
-                kept.leased_until = Millis(0);
+                kept.free();
                 changed.push(kept.record.clone());
             }
         }
         changed
     }
 
-    fn keep(&mut self, now: Millis, record: GrantRecord, leased_until: Millis) -> bool {
+    fn keep(&mut self, now: Millis, record: GrantRecord, leased_until: Option<Millis>) -> bool {
         let key = (record.workload.clone(), record.ordinal);
         if self.kept.len() >= self.full && !self.kept.contains_key(&key) {
             // What nobody holds and nobody haunts protects nothing.
@@ -285,16 +311,14 @@ impl Grants {
             }
         }
         // A vote stays bound by a lease, also of an earlier holder.
-        let leased_until = self
-            .kept
-            .get(&key)
-            .map_or(leased_until, |kept| kept.leased_until.max(leased_until));
+        let before = self.kept.get(&key).and_then(|kept| kept.bound.clone());
+        let bound = record.holder.clone().zip(leased_until).or(before);
         self.kept.insert(
             key,
             Kept {
                 record,
                 granted_at: now,
-                leased_until,
+                bound,
             },
         );
         true
@@ -424,6 +448,66 @@ mod tests {
         assert_eq!(claim(&mut grants, 32_999), Err(Refusal::Held { holder: peer(2) }));
         // It was set free: it may run unseen from now on.
         assert_eq!(claim(&mut grants, 33_000), Ok(BTreeSet::from([peer(2)])));
+    }
+
+    #[test]
+    fn a_running_copy_renews_also_where_others_asked_for_it_and_gave_up() {
+        let mut grants = Grants::new(vec![], Millis(0), Millis(0));
+        claim(&mut grants, 0, 2, 5, false).unwrap();
+        let renewal = Renewal {
+            key: key(0),
+            token: 2,
+            ghosts: BTreeSet::new(),
+            leased: true,
+        };
+        assert_eq!(grants.renew(Millis(0), &renewal, &peer(1), Millis(13_000)), None);
+        grants.release(&key(0), &peer(2), 5);
+        assert!(
+            grants
+                .renew(Millis(0), &renewal, &peer(1), Millis(13_000))
+                .is_some()
+        );
+        assert_eq!(
+            claim(&mut grants, 12_999, 3, 6, false),
+            Err(Refusal::Held { holder: peer(1) })
+        );
+    }
+
+    #[test]
+    fn a_vote_is_bound_to_one_holder_also_where_a_higher_token_shows_up() {
+        let mut grants = Grants::new(vec![], Millis(0), Millis(0));
+        let renewal = |token| Renewal {
+            key: key(0),
+            token,
+            ghosts: BTreeSet::new(),
+            leased: true,
+        };
+        assert!(
+            grants
+                .renew(Millis(0), &renewal(1), &peer(1), Millis(13_000))
+                .is_some()
+        );
+        assert!(
+            grants
+                .adopt(
+                    Millis(1),
+                    &key(0),
+                    &peer(2),
+                    7,
+                    &BTreeSet::new(),
+                    Some(Millis(13_001))
+                )
+                .is_some()
+        );
+        assert_eq!(
+            grants.renew(Millis(12_999), &renewal(7), &peer(2), Millis(25_999)),
+            None
+        );
+        assert!(
+            grants
+                .renew(Millis(13_000), &renewal(7), &peer(2), Millis(26_000))
+                .is_some()
+        );
     }
 
     #[test]

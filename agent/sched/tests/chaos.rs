@@ -95,7 +95,11 @@ impl Chaos {
             Act::Join => {
                 self.world.join();
             }
-            Act::Lose(per_mille) => self.world.network.lost = per_mille,
+            Act::Lose(per_mille) => {
+                // The living may be declared dead then.
+                self.world.invariants.failed |= per_mille > 0;
+                self.world.network.lost = per_mille;
+            }
             Act::Pause(n, ms) => self.world.pause(n % count, ms),
             Act::Run(ms) => self.world.run(ms),
         }
@@ -119,7 +123,7 @@ impl Chaos {
         // Right may be by chance while the news of the last fault is still on its way: it must last.
         let mut since = None;
         let began = self.world.now;
-        while since.is_none_or(|since| self.world.now < since + 8000) {
+        while since.is_none_or(|since| self.world.now < since + 12_000) {
             assert!(
                 self.world.now < began + 60_000,
                 "no rest: wanted {wanted:?}, {}",

@@ -64,14 +64,17 @@ fn bad_sticks(site: &Site) -> Vec<Bad> {
     };
     let flipped = changed(site, "flipped-bit", |_| {});
     let stick = StickImage::open(&flipped).unwrap();
-    let bytes = stick.read("joinpack.json").unwrap();
-    // A bit that leaves base64 what it is: the signature must notice it, not the parser.
-    let half = bytes.len() / 2;
-    let offset =
-        (half..).find(|&at| bytes[at].is_ascii_alphanumeric() && (bytes[at] ^ 1).is_ascii_alphanumeric());
-    stick
-        .flip_bit("joinpack.json", offset.unwrap() as u64, 0)
-        .unwrap();
+    let mut bytes = stick.read("joinpack.json").unwrap();
+    // In the signature, so that the word is always the same; the format's tests flip a bit of every byte.
+    let signature = bytes
+        .windows(7)
+        .rposition(|window| window == b"\"sig\":\"")
+        .unwrap()
+        + 7;
+    let even = |&at: &usize| bytes[at].is_ascii_alphanumeric() && (bytes[at] ^ 1).is_ascii_alphanumeric();
+    let offset = (signature..).find(even);
+    bytes[offset.unwrap()] ^= 1;
+    stick.write("joinpack.json", &bytes).unwrap();
     let huge = site.folder.join("huge");
     fs::create_dir(&huge).unwrap();
     fs::File::create(huge.join("joinpack.json"))

@@ -146,10 +146,19 @@ pub fn find_binary(folders: &[PathBuf], name: &str) -> Result<PathBuf> {
 /// The program without its symbol table: what the firmware must read and measure at each boot is a quarter smaller.
 fn stripped(path: &Path) -> Result<Vec<u8>> {
     let output = tempfile::NamedTempFile::new().context("failed to make a temporary file")?;
-    let strip = Command::new("strip").arg("-s").arg("-o").arg(output.path()).arg(path).output();
+    let strip = Command::new("strip")
+        .arg("-s")
+        .arg("-o")
+        .arg(output.path())
+        .arg(path)
+        .output();
     let strip = strip.context("failed to start `strip`: install binutils")?;
     if !strip.status.success() {
-        bail!("failed to strip `{}`: {}", path.display(), String::from_utf8_lossy(&strip.stderr).trim());
+        bail!(
+            "failed to strip `{}`: {}",
+            path.display(),
+            String::from_utf8_lossy(&strip.stderr).trim()
+        );
     }
     fs::read(output.path()).with_context(|| format!("failed to read the stripped `{}`", path.display()))
 }

@@ -200,7 +200,10 @@ fn a_disk_that_is_no_join_stick_leaves_the_announced_one() {
     init.step(10, block(Action::Add, "sdb1"));
     init.step(20, Event::JobEnded(Job::MountStick("sdb1".into()), Outcome::Done));
     init.step(25, block(Action::Add, "sdc1"));
-    let commands = init.step(30, Event::JobEnded(Job::MountStick("sdc1".into()), Outcome::Nothing));
+    let commands = init.step(
+        30,
+        Event::JobEnded(Job::MountStick("sdc1".into()), Outcome::Nothing),
+    );
     assert!(commands.is_empty(), "{commands:?}");
 }
 

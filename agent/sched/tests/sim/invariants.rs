@@ -1,7 +1,9 @@
 //! What must hold after every command, whatever happened before.
 
 use super::Node;
-use beemesh_agent_sched::{Key, wire::MAX_MESSAGE};
+use beemesh_agent_sched::{GrantRecord, Key, wire::MAX_MESSAGE};
+use beemesh_ids::PeerId;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Default)]
 pub struct Invariants {
@@ -11,12 +13,25 @@ pub struct Invariants {
     pub most_copies: usize,
     /// Largest message.
     pub largest: usize,
+    /// Who ever made durable which promise.
+    granted: BTreeMap<(Key, u64, PeerId), BTreeSet<usize>>,
 }
 
 impl Invariants {
     pub fn message(&mut self, bytes: &[u8]) {
         self.largest = self.largest.max(bytes.len());
         assert!(bytes.len() <= MAX_MESSAGE, "message of {} bytes", bytes.len());
+    }
+
+    pub fn promised(&mut self, n: usize, record: &GrantRecord) {
+        if let Some(holder) = &record.holder {
+            let promise = (
+                (record.workload.clone(), record.ordinal),
+                record.token,
+                holder.clone(),
+            );
+            self.granted.entry(promise).or_default().insert(n);
+        }
     }
 
     pub fn started(&mut self, nodes: &[Node], n: usize, key: &Key, token: u64, now: u64) {
@@ -43,14 +58,9 @@ impl Invariants {
         let cell = nodes[n].cell.as_ref().expect("a cell started it");
         let roster = cell.members().count();
         let arbiters = roster.min(5);
-        let granted = nodes.iter().filter(|node| {
-            node.persisted.grants.iter().any(|grant| {
-                (&grant.workload, grant.ordinal) == (&key.0, key.1)
-                    && grant.holder.as_ref() == Some(&nodes[n].peer)
-                    && grant.token == token
-            })
-        });
-        let granted = granted.count();
+        // A promise may have been overwritten since by what a holder of a higher token said.
+        let promise = (key.clone(), token, nodes[n].peer.clone());
+        let granted = self.granted.get(&promise).map_or(0, BTreeSet::len);
         assert!(
             granted > arbiters / 2 || granted > roster / 3,
             "at {now}: {key:?} started with {granted} grants of {arbiters} arbiters and {roster} members"

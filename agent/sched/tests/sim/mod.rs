@@ -14,8 +14,8 @@ use beemesh_agent_api::shim::Phase;
 use beemesh_agent_api::view::Assurance;
 use beemesh_agent_api::{Change, WorkloadId};
 use beemesh_agent_sched::{
-    Capacity, Cell, CellConfig, Command, Event, Key, MemberInfo, Millis, Persisted, PodReport, RecoveredPod,
-    Stamp, Tuning,
+    Capacity, Cell, CellConfig, Command, Event, Key, MemberInfo, Millis, Persisted, PodReport, Record,
+    RecoveredPod, Stamp, Tuning,
 };
 use beemesh_ids::PeerId;
 use invariants::Invariants;
@@ -641,6 +641,9 @@ impl World {
             }
             Command::Persist(record) => {
                 self.mix(&record);
+                if let Record::Grant(grant) = &record {
+                    self.invariants.promised(n, grant);
+                }
                 self.nodes[n].persisted.apply(record);
             }
             Command::Emit {
