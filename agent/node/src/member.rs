@@ -36,7 +36,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 /// The core's clock tick.
 const TICK: Duration = Duration::from_millis(100);
 /// How often free memory, images and addresses are looked at.
-const CAPACITY: Duration = Duration::from_secs(2);
+const CAPACITY: Duration = Duration::from_secs(1);
 /// A box that may found its cell waits this long for a member before it does.
 const FOUND_AFTER: Duration = Duration::from_millis(700);
 /// How long a placer waits for the slow third, in milliseconds: long enough that a busy small machine is not passed over,

@@ -97,7 +97,7 @@ fn replicas_are_spread_and_the_operator_sees_into_them(site: &Site, ctl: &Ctl) {
     let far = serving.iter().find(|replica| replica.node != "node-1").unwrap();
     wait_until(REACTION, "the access log", || {
         let log = ok(ctl, &["logs", &far.pod]);
-        Ok(if log.contains("GET / HTTP/1.1") {
+        Ok(if log.contains("\"GET / HTTP/") {
             Ok(())
         } else {
             Err(log)

@@ -46,6 +46,9 @@ enum Command {
         /// Leave the fabric running and print the bmctl line to use
         #[arg(long)]
         keep: bool,
+        /// Fail when a promised speed or size is missed on this machine
+        #[arg(long)]
+        strict: bool,
     },
 }
 
@@ -55,7 +58,7 @@ fn main() -> ExitCode {
         Command::Build => build::build(),
         Command::Check => check::check(),
         Command::Test { only } => test::test(only.as_deref()),
-        Command::Demo { nodes, keep } => demo(nodes, keep),
+        Command::Demo { nodes, keep, strict } => demo(nodes, keep, strict),
     };
     match done {
         Ok(code) => code,
@@ -66,7 +69,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn demo(nodes: u8, keep: bool) -> Result<ExitCode> {
+fn demo(nodes: u8, keep: bool, strict: bool) -> Result<ExitCode> {
     let code = build::build()?;
     if code != ExitCode::SUCCESS {
         return Ok(code);
@@ -74,6 +77,9 @@ fn demo(nodes: u8, keep: bool) -> Result<ExitCode> {
     let mut arguments = vec!["--nodes".to_owned(), nodes.to_string()];
     if keep {
         arguments.push("--keep".to_owned());
+    }
+    if strict {
+        arguments.push("--strict".to_owned());
     }
     run::step("demo", run::command("target/release/demo").args(arguments))?;
     Ok(ExitCode::SUCCESS)
