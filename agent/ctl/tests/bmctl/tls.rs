@@ -41,13 +41,20 @@ impl Party {
     }
 }
 
+/// Named, because other crates of the workspace switch on a second provider.
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
 /// A node that accepts only `operator`.
 fn node(node: &Party, operator: &Party, handler: impl FnMut() -> Answer + Send + 'static) -> Node {
     let mut handler = handler;
-    let verifier = WebPkiClientVerifier::builder(Arc::new(operator.trusted()))
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(operator.trusted()), provider())
         .build()
         .unwrap();
-    let config = ServerConfig::builder()
+    let config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
         .with_client_cert_verifier(verifier)
         .with_single_cert(vec![node.certificate.clone()], node.key())
         .unwrap();
@@ -56,7 +63,10 @@ fn node(node: &Party, operator: &Party, handler: impl FnMut() -> Answer + Send +
 
 /// A client that trusts only `node` and shows `operator`, if any.
 fn client(at: &Node, node: &Party, operator: Option<&Party>) -> Client {
-    let builder = ClientConfig::builder().with_root_certificates(node.trusted());
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(node.trusted());
     let config = match operator {
         Some(party) => builder
             .with_client_auth_cert(vec![party.certificate.clone()], party.key())

@@ -62,6 +62,8 @@ pub fn config(seed: u8, credential: Vec<u8>) -> FabricConfig {
 pub struct Node {
     pub fabric: Fabric,
     pub events: mpsc::Receiver<FabricEvent>,
+    /// Connections to others that were made before the one that was waited for: the mesh grows in any order.
+    early: Vec<(PeerId, String, Vec<u8>)>,
     pub port: u16,
     id: PeerId,
     members: Arc<Members>,
@@ -113,6 +115,7 @@ impl Node {
                     id: fabric.peer_id().clone(),
                     fabric,
                     events,
+                    early: Vec::new(),
                     port,
                     members,
                 };
@@ -161,15 +164,26 @@ impl Node {
         }
     }
 
-    /// The next event must be the connection to `other`.
+    /// A connection to `other` must come next, or have come before; connections to others are kept for their turn.
     pub async fn connected(&mut self, other: &Node) -> (String, Vec<u8>) {
-        match self.event("a connection").await {
-            FabricEvent::Connected {
-                peer,
-                credential,
-                address,
-            } if peer == other.id => (address, credential),
-            event => panic!("expected a connection, got {event:?}"),
+        if let Some(index) = self.early.iter().position(|(peer, ..)| *peer == other.id) {
+            let (_, address, credential) = self.early.remove(index);
+            return (address, credential);
+        }
+        loop {
+            match self.event("a connection").await {
+                FabricEvent::Connected {
+                    peer,
+                    credential,
+                    address,
+                } if peer == other.id => return (address, credential),
+                FabricEvent::Connected {
+                    peer,
+                    credential,
+                    address,
+                } => self.early.push((peer, address, credential)),
+                event => panic!("expected a connection, got {event:?}"),
+            }
         }
     }
 

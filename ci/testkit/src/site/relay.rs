@@ -160,13 +160,16 @@ impl Relay {
         }
         self.send(socket);
         self.receive(socket);
-        if self.gone.is_some_and(|until| Instant::now() >= until) {
+        let given_up = self.gone.is_some_and(|until| Instant::now() >= until);
+        if given_up {
             socket.abort();
         }
+        // TCP may be over while the local side has not taken all that came.
+        let delivered = self.remote_ended || given_up;
         match socket.state() {
-            State::TimeWait => true,
+            State::TimeWait => delivered,
             // An aborted socket keeps its peer until it has sent the reset.
-            State::Closed => socket.remote_endpoint().is_none(),
+            State::Closed => delivered && socket.remote_endpoint().is_none(),
             _ => false,
         }
     }
