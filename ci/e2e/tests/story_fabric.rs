@@ -1,4 +1,4 @@
-//! Three boxes, one fabric: they join from sticks, run nginx, answer their operator and nobody else.
+//! Three boxes, one fabric: they join from sticks, run nginx, survive the loss of one, and know their own.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -52,12 +52,23 @@ fn ok(ctl: &Ctl, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+fn peer_id(site: &Site, name: &str) -> String {
+    let nodes = site.ctl(0).unwrap().json(&["nodes"]).unwrap();
+    let node = nodes
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|node| node["name"] == name)
+        .unwrap();
+    node["peer_id"].as_str().unwrap().to_owned()
+}
+
 fn nodes_of(serving: &[Serving]) -> BTreeSet<&str> {
     serving.iter().map(|replica| replica.node.as_str()).collect()
 }
 
 #[test]
-fn three_boxes_join_run_nginx_and_know_their_own() {
+fn three_boxes_join_run_nginx_survive_a_loss_and_know_their_own() {
     let mut site = site();
     let members = site.wait_members(0, 3, REACTION).unwrap();
     assert!(
@@ -71,6 +82,10 @@ fn three_boxes_join_run_nginx_and_know_their_own() {
     replicas_are_spread_and_the_operator_sees_into_them(&site, &ctl);
     a_change_that_no_operator_signed_is_refused(&site);
     strangers_stay_out(&mut site);
+    a_restart_keeps_the_peer_id(&mut site);
+    the_key_is_useless_on_another_tpm(&mut site);
+    a_dead_box_is_replaced(&mut site);
+    deleting_ends_everything(&site, &ctl);
     assert_eq!(
         site.switch.frames_outside(prefix()),
         0,
@@ -201,4 +216,83 @@ fn strangers_stay_out(site: &mut Site) {
     assert_eq!(site.wait_members(0, 3, REACTION).unwrap().len(), 3);
     let mut stranger = site.nodes.pop().unwrap();
     stranger.machine.kill().unwrap();
+}
+
+fn a_restart_keeps_the_peer_id(site: &mut Site) {
+    let before = peer_id(site, "node-3");
+    let machine = &mut site.nodes[2].machine;
+    machine.power_off(REACTION).unwrap();
+    machine.power_on().unwrap();
+    let line = machine.wait_for(joined(), BOOT).unwrap();
+    assert!(line.text.contains(&before), "{} is not {before}", line.text);
+    site.wait_members(0, 3, REACTION).unwrap();
+    assert_eq!(peer_id(site, "node-3"), before);
+    site.wait_serving(0, 3, Duration::from_secs(90)).unwrap();
+}
+
+/// The disk of node-3 in a machine with another TPM: neither the state volume nor the node key opens.
+fn the_key_is_useless_on_another_tpm(site: &mut Site) {
+    let own = peer_id(site, "node-3");
+    let mut node = site.nodes.pop().unwrap();
+    node.machine.power_off(REACTION).unwrap();
+    let config = node.machine.config().clone();
+    drop(node);
+    let other_tpm = site.folder.join("another-tpm");
+    fs::create_dir_all(&other_tpm).unwrap();
+    let mut foreign = config.clone().tpm(Some(&other_tpm));
+    foreign.sticks = vec![beemesh_ci_testkit::Stick::bootable(
+        "os",
+        &site.stick("os-only", None).unwrap(),
+    )];
+    site.start_machine(3, foreign).unwrap();
+    let machine = &mut site.nodes[2].machine;
+    machine.wait_for("another machine", BOOT).unwrap();
+    machine.wait_for("insert a join stick", BOOT).unwrap();
+    let console = machine.console().lines_after(machine.boot_mark());
+    assert!(
+        !console.iter().any(|line| line.text.contains(&own)),
+        "the foreign machine has the identity"
+    );
+    machine.kill().unwrap();
+    site.nodes.pop();
+    // Back in its own machine it is itself again: the attempt has changed nothing.
+    site.start_machine(3, config).unwrap();
+    let line = site.nodes[2].machine.wait_for(joined(), BOOT).unwrap();
+    assert!(line.text.contains(&own), "{}", line.text);
+    site.wait_members(0, 3, REACTION).unwrap();
+    site.wait_serving(0, 3, Duration::from_secs(90)).unwrap();
+}
+
+fn a_dead_box_is_replaced(site: &mut Site) {
+    site.nodes[2].machine.kill().unwrap();
+    let healed = wait_until(Duration::from_secs(60), "three replicas on two boxes", || {
+        let serving = site.wait_serving(0, 3, Duration::ZERO)?;
+        Ok(if serving.iter().any(|replica| replica.node == "node-3") {
+            Err(format!("{serving:?}"))
+        } else {
+            Ok(serving)
+        })
+    })
+    .unwrap();
+    assert_eq!(nodes_of(&healed).len(), 2, "{healed:?}");
+}
+
+fn deleting_ends_everything(site: &Site, ctl: &Ctl) {
+    let last = site.wait_serving(0, 3, REACTION).unwrap();
+    ok(ctl, &["delete", "deployment/web"]);
+    wait_until(REACTION, "no pods", || {
+        let pods = ctl.json(&["pods"])?;
+        Ok(if pods.as_array().is_some_and(Vec::is_empty) {
+            Ok(())
+        } else {
+            Err(pods.to_string())
+        })
+    })
+    .unwrap();
+    let replica = &last[0];
+    let node = site.nodes.iter().find(|node| node.name == replica.node).unwrap();
+    let answer = site
+        .host
+        .http_get(node.address, replica.port, "/", Duration::from_secs(3));
+    assert!(answer.is_err(), "the port still answers");
 }
