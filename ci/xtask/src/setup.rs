@@ -27,7 +27,6 @@ const PACKAGES: &[&str] = &[
     "umoci",
     // machines
     "qemu-system-x86",
-    "qemu-utils",
     "ovmf",
     "swtpm",
     "swtpm-tools",
