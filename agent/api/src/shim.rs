@@ -35,7 +35,13 @@ pub struct ContainerPlan {
     pub name: String,
     /// OCI bundle directory.
     pub bundle: String,
+    /// Microseconds of processor time in each [`CPU_PERIOD_US`]; `None`: no limit. Not in the bundle, because the making of
+    /// the container would be slowed down by it: it is set when the program runs.
+    pub cpu_quota_us: Option<u64>,
 }
+
+/// Period of processor limits, in microseconds. Source: kernel `Documentation/admin-guide/cgroup-v2.rst`, `cpu.max`.
+pub const CPU_PERIOD_US: u64 = 100_000;
 
 /// Agent to shim.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -34,7 +34,7 @@ impl Images {
         }
     }
 
-    /// All images, one entry for each name. Blocks while an import runs.
+    /// All images, one entry for each name.
     pub fn list(&self) -> Vec<ImageView> {
         let named = self.store.list().into_iter().flat_map(|entry| {
             let (digest, size) = (*entry.id.digest(), entry.size);

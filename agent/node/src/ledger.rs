@@ -1,14 +1,51 @@
-//! What the cell's core wants to keep, and which pod belongs to which grant, as documents on the state volume.
+//! What the cell's core wants to keep, in a database on the state volume; and which pod belongs to which grant.
+//!
+//! Invariant: what [`Ledger::keep`] has taken survives a loss of power, all of one call or nothing of it.
 
 use crate::journal::Journal;
 use crate::store::{Store, StoreError};
 use beemesh_agent_api::WorkloadId;
 use beemesh_agent_sched::{Persisted, Record, RecoveredPod, Stamp};
 use beemesh_ids::Digest;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-const RECORDS: &str = "cell";
-const PODS: &str = "pods";
+/// The database on the state volume.
+const DATABASE: &str = "cell.redb";
+/// Records as JSON, by kind and key.
+const RECORDS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("records");
+/// Memory for pages of the database, in bytes.
+const CACHE: usize = 1 << 20;
+
+/// Why the records could not be read or made durable.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The database.
+    #[error("failed to {action} `{path}`")]
+    Database {
+        /// What was tried.
+        action: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<redb::Error>,
+    },
+    /// A damaged database could not be moved away.
+    #[error("failed to move the damaged `{path}` away")]
+    MoveAway {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A record cannot be written as JSON.
+    #[error("a record cannot be written down")]
+    Encode(#[source] serde_json::Error),
+}
 
 /// A pod and its grant: what a started pod is recognised by after the agent was restarted.
 #[derive(Debug, Serialize, Deserialize)]
@@ -19,33 +56,91 @@ struct PodDocument {
     stamp: Stamp,
 }
 
-/// The folder of the cell's documents.
+/// The cell's records, durable; and the pods of this boot, in memory that outlives the agent.
 #[derive(Debug, Clone)]
-pub struct Ledger(Store);
+pub struct Ledger {
+    database: Arc<Database>,
+    path: PathBuf,
+    pods: Store,
+}
 
 impl Ledger {
-    /// In `store`.
-    pub fn new(store: Store) -> Self {
-        Self(store)
+    /// Opens the records in `state`, and the pods in `run`: a folder that is gone after a boot, as pods are.
+    ///
+    /// A database that cannot be read is moved away and announced: the others tell this node what it forgot, and
+    /// `agent/sched/SPEC.md` ("Not guaranteed") says what that costs.
+    pub fn open(state: &Path, run: &Path, journal: &Journal) -> Result<Self, LedgerError> {
+        let path = state.join(DATABASE);
+        let database = match create(&path) {
+            Ok(database) => database,
+            Err(error) if is_damage(&error) => {
+                let message = format!("the records of the cell are damaged and begin anew: {error}");
+                journal.announce("RecordsDamaged", "node/self", &message);
+                let aside = path.with_extension("damaged");
+                std::fs::rename(&path, aside).map_err(|source| LedgerError::MoveAway {
+                    path: path.clone(),
+                    source,
+                })?;
+                create(&path).map_err(|error| failed("create", &path, error))?
+            }
+            Err(error) => return Err(failed("open", &path, error)),
+        };
+        let pods = Store::open(run).map_err(|source| LedgerError::MoveAway {
+            path: run.to_owned(),
+            source: std::io::Error::other(source),
+        })?;
+        Ok(Self {
+            database: Arc::new(database),
+            path,
+            pods,
+        })
     }
 
-    /// Everything that was kept. A damaged document is announced and left out.
-    pub fn load(&self, journal: &Journal) -> Result<Persisted, StoreError> {
-        let (records, damaged) = self.0.load_folder(RECORDS)?;
-        for error in damaged {
-            journal.announce("RecordDamaged", "node/self", &crate::words(&error));
-        }
+    /// Everything that was kept. A record that is not understood is announced and left out.
+    pub fn load(&self, journal: &Journal) -> Result<Persisted, LedgerError> {
         let mut persisted = Persisted::default();
-        for record in records {
-            persisted.apply(record);
-        }
+        let read = self.read(|name, value| match serde_json::from_slice(value) {
+            Ok(record) => persisted.apply(record),
+            Err(error) => {
+                let message = format!("the record `{name}` is not understood and left out: {error}");
+                journal.announce("RecordDamaged", "node/self", &message);
+            }
+        });
+        read.map_err(|error| failed("read", &self.path, error))?;
         Ok(persisted)
     }
 
-    /// Makes a record durable; it replaces the earlier one of its kind and key.
-    pub fn keep(&self, record: &Record) -> Result<(), StoreError> {
-        self.0
-            .save(&format!("{RECORDS}/{}.json", file_name(record)), record)
+    fn read(&self, mut take: impl FnMut(&str, &[u8])) -> Result<(), redb::Error> {
+        let transaction = self.database.begin_read()?;
+        let table = match transaction.open_table(RECORDS) {
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
+            other => other?,
+        };
+        for entry in table.iter()? {
+            let (name, value) = entry?;
+            take(name.value(), value.value());
+        }
+        Ok(())
+    }
+
+    /// Makes records durable, all of them by one commit; each replaces the earlier one of its kind and key.
+    pub fn keep(&self, records: &[Record]) -> Result<(), LedgerError> {
+        let encoded = records.iter().map(|record| {
+            let bytes = serde_json::to_vec(record).map_err(LedgerError::Encode)?;
+            Ok((key_of(record), bytes))
+        });
+        let encoded = encoded.collect::<Result<Vec<_>, LedgerError>>()?;
+        let write = || -> Result<(), redb::Error> {
+            let transaction = self.database.begin_write()?;
+            {
+                let mut table = transaction.open_table(RECORDS)?;
+                for (key, bytes) in &encoded {
+                    table.insert(key.as_str(), bytes.as_slice())?;
+                }
+            }
+            Ok(transaction.commit()?)
+        };
+        write().map_err(|error| failed("write", &self.path, error))
     }
 
     /// Remembers a pod that is about to be started.
@@ -62,12 +157,12 @@ impl Ledger {
             ordinal,
             stamp,
         };
-        self.0.save(&format!("{PODS}/{}.json", pod.pod_id), &document)
+        self.pods.save(&format!("{}.json", pod.pod_id), &document)
     }
 
     /// Forgets a pod that is gone. A document that stays behind is harmless: its pod does not run.
     pub fn forget_pod(&self, pod_id: &str) {
-        if let Err(error) = self.0.remove(&format!("{PODS}/{pod_id}.json")) {
+        if let Err(error) = self.pods.remove(&format!("{pod_id}.json")) {
             tracing::warn!(%error, pod_id, "failed to forget a pod");
         }
     }
@@ -76,7 +171,7 @@ impl Ledger {
     pub fn recall(&self, running: &[String]) -> (Vec<RecoveredPod>, Vec<String>) {
         let (mut known, mut unknown) = (Vec::new(), Vec::new());
         for pod_id in running {
-            match self.0.load::<PodDocument>(&format!("{PODS}/{pod_id}.json")) {
+            match self.pods.load::<PodDocument>(&format!("{pod_id}.json")) {
                 Ok(Some(PodDocument {
                     pod_id,
                     workload,
@@ -97,8 +192,30 @@ impl Ledger {
     }
 }
 
-/// One file for each kind and key.
-fn file_name(record: &Record) -> String {
+fn create(path: &Path) -> Result<Database, redb::Error> {
+    Ok(Database::builder().set_cache_size(CACHE).create(path)?)
+}
+
+/// The file is there and can be read, but is not what it was written as.
+fn is_damage(error: &redb::Error) -> bool {
+    use std::io::ErrorKind::{InvalidData, UnexpectedEof};
+    match error {
+        redb::Error::Corrupted(_) | redb::Error::UpgradeRequired(_) => true,
+        redb::Error::Io(error) => matches!(error.kind(), InvalidData | UnexpectedEof),
+        _ => false,
+    }
+}
+
+fn failed(action: &'static str, path: &Path, error: redb::Error) -> LedgerError {
+    LedgerError::Database {
+        action,
+        path: path.to_owned(),
+        source: Box::new(error),
+    }
+}
+
+/// One key for each record that replaces another.
+fn key_of(record: &Record) -> String {
     let hashed = |kind: &str, key: String| format!("{kind}-{}", Digest::of(key.as_bytes()).hex());
     match record {
         Record::Boot(_) => "boot".to_owned(),
@@ -131,10 +248,18 @@ mod tests {
         }
     }
 
+    fn journal() -> Journal {
+        Journal::new("/nonexistent/console".into())
+    }
+
+    fn open(folder: &Path) -> Ledger {
+        Ledger::open(folder, &folder.join("run"), &journal()).unwrap()
+    }
+
     #[test]
     fn a_remembered_pod_is_recognised_and_a_stranger_is_not() {
         let folder = tempfile::tempdir().unwrap();
-        let ledger = Ledger::new(Store::open(folder.path()).unwrap());
+        let ledger = open(folder.path());
         ledger.remember_pod(&pod("01A")).unwrap();
         let (known, unknown) = ledger.recall(&["01A".into(), "01B".into()]);
         assert_eq!((known, unknown), (vec![pod("01A")], vec!["01B".to_owned()]));
@@ -143,12 +268,45 @@ mod tests {
     }
 
     #[test]
-    fn the_greatest_boot_counter_comes_back() {
+    fn the_newest_record_of_each_key_comes_back() {
         let folder = tempfile::tempdir().unwrap();
-        let ledger = Ledger::new(Store::open(folder.path()).unwrap());
-        ledger.keep(&Record::Boot(3)).unwrap();
-        ledger.keep(&Record::Boot(4)).unwrap();
-        let journal = Journal::new("/nonexistent/console".into());
-        assert_eq!(ledger.load(&journal).unwrap().boot, 4);
+        let ledger = open(folder.path());
+        assert_eq!(ledger.load(&journal()).unwrap(), Persisted::default());
+        ledger.keep(&[Record::Boot(3), Record::Boot(4)]).unwrap();
+        ledger.keep(&[]).unwrap();
+        drop(ledger);
+        assert_eq!(open(folder.path()).load(&journal()).unwrap().boot, 4);
+    }
+
+    #[test]
+    fn a_record_that_is_not_understood_is_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = open(folder.path());
+        ledger.keep(&[Record::Boot(3)]).unwrap();
+        let transaction = ledger.database.begin_write().unwrap();
+        let insert = |name: &str| {
+            let mut table = transaction.open_table(RECORDS).unwrap();
+            table.insert(name, b"{".as_slice()).unwrap();
+        };
+        insert("grant-x");
+        transaction.commit().unwrap();
+        let journal = journal();
+        assert_eq!(ledger.load(&journal).unwrap().boot, 3);
+        assert_eq!(journal.subscribe().0[0].reason, "RecordDamaged");
+    }
+
+    #[test]
+    fn a_damaged_database_is_moved_away_and_said() {
+        let folder = tempfile::tempdir().unwrap();
+        open(folder.path()).keep(&[Record::Boot(3)]).unwrap();
+        let path = folder.path().join(DATABASE);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[..4096].fill(0xa5);
+        std::fs::write(&path, bytes).unwrap();
+        let journal = journal();
+        let ledger = Ledger::open(folder.path(), &folder.path().join("run"), &journal).unwrap();
+        assert_eq!(ledger.load(&journal).unwrap().boot, 0);
+        assert_eq!(journal.subscribe().0[0].reason, "RecordsDamaged");
+        assert!(path.with_extension("damaged").exists());
     }
 }

@@ -2,19 +2,20 @@
 //!
 //! Owns the pure core and the fabric. Everything that happens becomes an event for the core; its commands are carried
 //! out in order, and what takes long is spawned and comes back as an event. A record is on disk before any later
-//! command runs: an arbiter that forgets a grant could give it twice.
+//! command runs: an arbiter that forgets a grant could give it twice. What waits together is taken together: one commit
+//! for the records of up to [`BATCH`] events.
 
 use crate::clock;
 use crate::identity::{self, NodeKey};
 use crate::join::Joined;
 use crate::journal::Journal;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, LedgerError};
 use crate::network;
 use crate::query::{Query, Site};
 use crate::rest::{self, Access, Refused};
 use crate::start::Options;
 use crate::sticks::News;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use anyhow::{Context as _, Result};
 use beemesh_agent_api::record::CHANGE_PAYLOAD_TYPE;
 use beemesh_agent_api::view::Assurance;
@@ -25,6 +26,7 @@ use beemesh_agent_runtime::{PodEvent, PodRequest, PodStatus, Runtime};
 use beemesh_agent_sched::{
     Cell, CellConfig, Command, Event, MemberInfo, Millis, Persisted, PodReport, Record, RecoveredPod, Tuning,
 };
+use beemesh_ids::PeerId;
 use beemesh_init_api::path;
 use beemesh_joinpack_format::{Assurance as Proven, Envelope, Member, Role, limits};
 use hyper::StatusCode;
@@ -33,15 +35,16 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, mpsc, watch};
 
+/// Documents of the pods of this boot.
+const PODS: &str = "/run/beemesh/pods";
 /// The core's clock tick.
 const TICK: Duration = Duration::from_millis(100);
 /// How often free memory, images and addresses are looked at.
 const CAPACITY: Duration = Duration::from_secs(1);
 /// A box that may found its cell waits this long for a member before it does.
 const FOUND_AFTER: Duration = Duration::from_millis(700);
-/// How long a placer waits for the slow third, in milliseconds: long enough that a busy small machine is not passed over,
-/// well within the promised 500 ms.
-const HEDGE_MS: u64 = 200;
+/// Events that are taken before their records are made durable and their commands carried out.
+const BATCH: usize = 64;
 /// Results of spawned work that may wait.
 const RESULTS: usize = 1024;
 
@@ -76,7 +79,7 @@ impl Part {
         };
         self.journal.set_node(joined.member.name.clone());
         let roots = Arc::new(RwLock::new(joined.roots.clone()));
-        let ledger = Ledger::new(self.store.clone());
+        let ledger = Ledger::open(&self.store.path(""), &self.options.run_path(PODS), &self.journal)?;
         let persisted = ledger.load(&self.journal)?;
         let (fabric, network) = self.start_fabric(&joined, &roots, &persisted)?;
         let site = Site {
@@ -93,10 +96,7 @@ impl Part {
             me: joined.member.peer_id.clone(),
             member: member_info(joined.member.clone(), credential),
             seed: seed()?,
-            tuning: Tuning {
-                hedge_ms: HEDGE_MS,
-                ..Tuning::default()
-            },
+            tuning: Tuning::default(),
         };
         let cell = Cell::new(config, persisted, Millis(0));
         let driver = Driver {
@@ -108,6 +108,7 @@ impl Part {
             joined,
             start,
             results,
+            due: Vec::new(),
             waited: BTreeMap::new(),
             joined_after: None,
             announced: false,
@@ -183,6 +184,8 @@ struct Driver {
     joined: Joined,
     start: Instant,
     results: mpsc::Sender<Event>,
+    /// Commands of the core, not carried out yet.
+    due: Vec<Command>,
     /// Milliseconds from the accepted change to the call of the runtime, by pod.
     waited: BTreeMap<String, u64>,
     joined_after: Option<u64>,
@@ -212,14 +215,21 @@ impl Driver {
                     self.announce_membership("founds its cell, as the join pack says");
                 }
                 event = network.recv() => self.network(event.context("the fabric ended")?),
-                result = done.recv() => match result.context("the results ended")? {
-                    Event::PodGone { pod_id } => self.pod_gone(pod_id),
-                    event => self.step(event),
-                },
+                result = done.recv() => self.result(result.context("the results ended")?),
                 event = pods.recv() => self.pod(event).await,
                 question = self.part.questions.recv() => self.answer(question.context("REST ended")?),
                 news = self.part.arriving.recv() => self.news(news.context("the stick task ended")?),
             }
+            for _ in 0..BATCH {
+                if let Ok(event) = network.try_recv() {
+                    self.network(event);
+                } else if let Ok(result) = done.try_recv() {
+                    self.result(result);
+                } else {
+                    break;
+                }
+            }
+            self.flush();
         }
     }
 
@@ -227,27 +237,64 @@ impl Driver {
         Millis(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// Feeds the core and carries out its commands, in order; what they cause at once is fed back.
+    fn result(&mut self, result: Event) {
+        match result {
+            Event::PodGone { pod_id } => self.pod_gone(pod_id),
+            event => self.step(event),
+        }
+    }
+
+    /// Feeds the core; what it wants verified is fed back at once, its other commands wait for [`Self::flush`].
     fn step(&mut self, event: Event) {
         let mut waiting = std::collections::VecDeque::from([event]);
         while let Some(event) = waiting.pop_front() {
             for command in self.cell.step(self.now(), event) {
-                waiting.extend(self.carry_out(command));
+                match command {
+                    Command::VerifyChange { envelope } => match self.verify_change(&envelope) {
+                        Ok(change) => waiting.push_back(Event::Change { change, envelope }),
+                        Err(error) => tracing::warn!(%error, "a change from a member was refused"),
+                    },
+                    Command::VerifyMember { peer, credential } => {
+                        waiting.extend(self.verify_member(&peer, credential));
+                    }
+                    command => self.due.push(command),
+                }
             }
         }
     }
 
-    fn carry_out(&mut self, command: Command) -> Option<Event> {
+    /// Makes the records durable, then carries out everything else in its order.
+    fn flush(&mut self) {
+        let due = std::mem::take(&mut self.due);
+        let (records, rest): (Vec<Command>, Vec<Command>) = due
+            .into_iter()
+            .partition(|command| matches!(command, Command::Persist(_)));
+        let records: Vec<Record> = records
+            .into_iter()
+            .filter_map(|command| match command {
+                Command::Persist(record) => Some(record),
+                _ => None,
+            })
+            .collect();
+        if !records.is_empty() {
+            // The disk may take its time: the other tasks of this thread go on meanwhile.
+            let kept = tokio::task::block_in_place(|| self.ledger.keep(&records));
+            if let Err(error) = kept {
+                self.state_volume_failed(&error);
+            }
+        }
+        for command in rest {
+            self.carry_out(command);
+        }
+    }
+
+    fn carry_out(&mut self, command: Command) {
         match command {
             Command::Send { to, bytes } => {
                 if let Err(error) = self.fabric.send(&to, bytes) {
                     tracing::debug!(%to, %error, "a message was dropped");
                 }
             }
-            Command::VerifyChange { envelope } => match self.verify_change(&envelope) {
-                Ok(change) => return Some(Event::Change { change, envelope }),
-                Err(error) => tracing::warn!(%error, "a change from a member was refused"),
-            },
             Command::Start {
                 pod_id,
                 workload,
@@ -268,56 +315,47 @@ impl Driver {
                 pod_id,
                 grace_seconds,
             } => self.stop_pod(pod_id, grace_seconds),
-            Command::Persist(record) => self.persist(&record),
             Command::Emit {
                 reason,
                 object,
                 message,
             } => self.part.journal.emit(reason, &object, &message),
-            other => return self.membership_command(other),
-        }
-        None
-    }
-
-    fn membership_command(&mut self, command: Command) -> Option<Event> {
-        match command {
-            Command::VerifyMember { peer, credential } => {
-                let roots = self.roots.read().unwrap_or_else(PoisonError::into_inner);
-                match beemesh_joinpack_format::Membership::parse(&credential)
-                    .and_then(|m| m.verify(&roots, &peer))
-                {
-                    Ok(member) => return Some(member_event(member, credential)),
-                    Err(refusal) => tracing::warn!(%peer, %refusal, "a member's credential was refused"),
-                }
-            }
             Command::Quarantine {
                 peer,
                 voucher_id,
                 first,
-            } => {
-                let message = format!(
-                    "{peer} used voucher {voucher_id}, which {first} had redeemed before: a stick was copied, {peer} stays out"
-                );
-                self.part
-                    .journal
-                    .announce("Quarantined", &format!("node/{peer}"), &message);
-                if let Err(error) = self.fabric.disconnect(&peer) {
-                    tracing::warn!(%peer, %error, "failed to disconnect");
-                }
-            }
-            _ => {}
+            } => self.quarantine(&peer, &voucher_id, &first),
+            // Taken by `step` and `flush`.
+            Command::VerifyChange { .. } | Command::VerifyMember { .. } | Command::Persist(_) => {}
         }
-        None
     }
 
-    fn persist(&self, record: &Record) {
-        if let Err(error) = self.ledger.keep(record) {
-            self.state_volume_failed(&error);
+    /// The member that a credential proves, for the core; nothing where it proves none.
+    fn verify_member(&self, peer: &PeerId, credential: Vec<u8>) -> Option<Event> {
+        let roots = self.roots.read().unwrap_or_else(PoisonError::into_inner);
+        match beemesh_joinpack_format::Membership::parse(&credential).and_then(|m| m.verify(&roots, peer)) {
+            Ok(member) => Some(member_event(member, credential)),
+            Err(refusal) => {
+                tracing::warn!(%peer, %refusal, "a member's credential was refused");
+                None
+            }
+        }
+    }
+
+    fn quarantine(&self, peer: &PeerId, voucher_id: &str, first: &PeerId) {
+        let message = format!(
+            "{peer} used voucher {voucher_id}, which {first} had redeemed before: a stick was copied, {peer} stays out"
+        );
+        self.part
+            .journal
+            .announce("Quarantined", &format!("node/{peer}"), &message);
+        if let Err(error) = self.fabric.disconnect(peer) {
+            tracing::warn!(%peer, %error, "failed to disconnect");
         }
     }
 
     /// Going on would break the promise that a grant is durable; the supervisor starts the agent again.
-    fn state_volume_failed(&self, error: &StoreError) {
+    fn state_volume_failed(&self, error: &LedgerError) {
         self.part
             .journal
             .announce("StateVolumeFailed", "node/self", &crate::words(error));
@@ -326,7 +364,12 @@ impl Driver {
 
     fn start_pod(&mut self, pod: RecoveredPod, spec: WorkloadSpec, accepted_at: Millis) {
         if let Err(error) = self.ledger.remember_pod(&pod) {
-            self.state_volume_failed(&error);
+            // It runs all the same; an agent that is restarted will not know it and stop it.
+            tracing::error!(
+                pod = pod.pod_id,
+                error = crate::words(&error),
+                "a pod is not remembered"
+            );
         }
         let request = PodRequest {
             pod_id: pod.pod_id.clone(),
@@ -373,6 +416,7 @@ impl Driver {
             self.stop_pod(pod_id, 0);
         }
         self.step(Event::Recovered { pods });
+        self.flush();
         self.look_at_all_pods().await;
     }
 
@@ -426,11 +470,7 @@ impl Driver {
                 address,
             } => {
                 tracing::info!(%peer, address, "connected");
-                let verified = Command::VerifyMember {
-                    peer: peer.clone(),
-                    credential,
-                };
-                if let Some(event) = self.membership_command(verified) {
+                if let Some(event) = self.verify_member(&peer, credential) {
                     self.step(event);
                     self.step(Event::Connected { peer });
                     self.announce_membership("has found the other members");
@@ -516,6 +556,8 @@ impl Driver {
             return Err(Refused::new(StatusCode::NOT_FOUND, error));
         }
         self.step(Event::Change { change, envelope });
+        // The operator hears "accepted" when it is on disk.
+        self.flush();
         Ok(())
     }
 

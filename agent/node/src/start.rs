@@ -126,6 +126,7 @@ async fn open_runtime(options: &Options) -> Result<ContainerRuntime> {
     let config = RuntimeConfig {
         images: options.state.join("images"),
         pods: options.state.join("pods"),
+        addresses: options.run_path("/run/beemesh/addresses.json"),
         shim: options.shim.clone(),
         ..RuntimeConfig::default()
     };

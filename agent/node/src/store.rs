@@ -11,8 +11,6 @@ use std::path::{Path, PathBuf};
 
 /// Largest document that is read back, in bytes.
 pub const DOCUMENT_LIMIT: u64 = 16 << 20;
-/// Most documents in one folder.
-pub const FOLDER_LIMIT: usize = 10_000;
 
 /// Why a document could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -108,42 +106,6 @@ impl Store {
             _ => Ok(()),
         }
     }
-
-    /// All documents of a sub-folder, by name; a damaged one is left out and named.
-    pub fn load_folder<T: DeserializeOwned>(
-        &self,
-        folder: &str,
-    ) -> Result<(Vec<T>, Vec<StoreError>), StoreError> {
-        let path = self.path(folder);
-        let entries = match fs::read_dir(&path) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
-            Err(source) => return Err(io_error("list", &path, source)),
-        };
-        let mut names = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(|source| io_error("list", &path, source))?;
-            match entry.file_name().into_string() {
-                Ok(name) if name.ends_with(".json") => names.push(name),
-                _ => {}
-            }
-            if names.len() > FOLDER_LIMIT {
-                return Err(StoreError::TooLarge {
-                    path,
-                    limit: FOLDER_LIMIT as u64,
-                });
-            }
-        }
-        names.sort();
-        let (mut documents, mut damaged) = (Vec::new(), Vec::new());
-        for name in names {
-            match self.load(&format!("{folder}/{name}")) {
-                Ok(document) => documents.extend(document),
-                Err(error) => damaged.push(error),
-            }
-        }
-        Ok((documents, damaged))
-    }
 }
 
 fn io_error(action: &'static str, path: &Path, source: io::Error) -> StoreError {
@@ -181,21 +143,19 @@ mod tests {
         let store = Store::open(folder.path()).unwrap();
         assert_eq!(store.load::<u32>("a.json").unwrap(), None);
         store.save("changes/a.json", &7u32).unwrap();
-        store.save("changes/b.json", &8u32).unwrap();
-        assert_eq!(store.load_folder::<u32>("changes").unwrap().0, vec![7, 8]);
+        store.save("changes/a.json", &8u32).unwrap();
+        assert_eq!(store.load::<u32>("changes/a.json").unwrap(), Some(8));
         store.remove("changes/a.json").unwrap();
-        assert_eq!(store.load_folder::<u32>("changes").unwrap().0, vec![8]);
+        assert_eq!(store.load::<u32>("changes/a.json").unwrap(), None);
     }
 
     #[test]
-    fn a_damaged_document_is_named_and_the_others_are_read() {
+    fn a_damaged_document_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
-        store.save("changes/a.json", &7u32).unwrap();
-        fs::write(folder.path().join("changes/b.json"), b"{").unwrap();
-        let (documents, damaged) = store.load_folder::<u32>("changes").unwrap();
-        assert_eq!((documents, damaged.len()), (vec![7], 1));
-        assert!(damaged[0].to_string().contains("b.json"), "{}", damaged[0]);
+        fs::write(folder.path().join("b.json"), b"{").unwrap();
+        let error = store.load::<u32>("b.json").unwrap_err();
+        assert!(error.to_string().contains("b.json"), "{error}");
     }
 
     #[test]

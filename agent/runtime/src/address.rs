@@ -4,7 +4,6 @@
 //! node ever sees it (pods of different nodes do not talk through it). Invariants: no address is given twice; a freed one is
 //! given again as late as possible, so that a late packet of an old pod does not meet a new one.
 
-use crate::image::write_durably;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -126,7 +125,11 @@ impl AddressPool {
             source,
         };
         let bytes = serde_json::to_vec(&self.table).map_err(|err| failed(err.into()))?;
-        write_durably(&self.path, &bytes).map_err(failed)
+        // Whole or not at all for a restarted agent; after a loss of power there are no pods.
+        let fresh = self.path.with_extension("new");
+        std::fs::write(&fresh, &bytes)
+            .and_then(|()| std::fs::rename(&fresh, &self.path))
+            .map_err(failed)
     }
 }
 

@@ -37,8 +37,6 @@ pub const CAPABILITIES: [&str; 13] = [
 /// Processes and threads where the manifest says nothing.
 pub const PIDS_DEFAULT: u64 = 1024;
 const PATH_DEFAULT: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// cgroup period in microseconds.
-const CPU_PERIOD: u64 = 100_000;
 /// Largest account file that is read.
 const ACCOUNTS_MOST: u64 = 1 << 20;
 
@@ -247,14 +245,6 @@ fn resources(container: &Container) -> Value {
     let limits = &container.resources.limits;
     let requests = &container.resources.requests;
     let mut cpu = serde_json::Map::new();
-    if let Some(millis) = limits.cpu {
-        cpu.insert("period".into(), json!(CPU_PERIOD));
-        // The kernel's least quota is 1 ms.
-        cpu.insert(
-            "quota".into(),
-            json!(millis.saturating_mul(CPU_PERIOD / 1000).max(1000)),
-        );
-    }
     if let Some(millis) = requests.cpu.or(limits.cpu) {
         cpu.insert(
             "shares".into(),

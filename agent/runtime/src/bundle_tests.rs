@@ -99,7 +99,7 @@ fn limits_become_quota_weight_memory_and_pids() {
     assert_eq!(
         planned["linux"]["resources"],
         json!({
-            "cpu": {"period": 100_000, "quota": 25_000, "shares": 102},
+            "cpu": {"shares": 102},
             "memory": {"limit": 67_108_864},
             "unified": {"memory.swap.max": "0"},
             "pids": {"limit": 7},

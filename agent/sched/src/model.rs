@@ -92,7 +92,7 @@ impl Default for Tuning {
         Self {
             arbiters: 5,
             probes: 8,
-            probe_timeout_ms: 250,
+            probe_timeout_ms: 350,
             hedge_ms: 60,
             reserve_ms: 3000,
             lease_ms: 3000,

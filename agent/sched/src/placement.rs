@@ -72,7 +72,8 @@ impl Failures {
 struct Placement {
     round: u64,
     change: String,
-    asked: BTreeSet<PeerId>,
+    /// Who was asked, and how many siblings each should have by what it last said.
+    asked: BTreeMap<PeerId, u32>,
     offers: BTreeMap<PeerId, Offer>,
     answers: usize,
     refusal: Option<String>,
@@ -349,7 +350,10 @@ impl Cell {
         let placement = Placement {
             round: self.placer.rounds,
             change,
-            asked: feasible.iter().map(|(_, _, peer)| peer.clone()).collect(),
+            asked: feasible
+                .into_iter()
+                .map(|(siblings, _, peer)| (peer, siblings))
+                .collect(),
             offers: BTreeMap::new(),
             answers: 0,
             refusal,
@@ -358,7 +362,7 @@ impl Cell {
             assigned: None,
         };
         let round = placement.round;
-        let asked = placement.asked.clone();
+        let asked: Vec<PeerId> = placement.asked.keys().cloned().collect();
         self.placer.flights.insert(key.clone(), placement);
         if asked.is_empty() {
             return self.fail_placement(&key, None);
@@ -406,7 +410,7 @@ impl Cell {
         let Some(flight) = self.placer.flights.get_mut(&key) else {
             return;
         };
-        if flight.round != round || !flight.asked.contains(&from) || flight.offers.contains_key(&from) {
+        if flight.round != round || !flight.asked.contains_key(&from) || flight.offers.contains_key(&from) {
             return;
         }
         flight.answers += 1;
@@ -435,20 +439,29 @@ impl Cell {
             return;
         }
         let waited = self.now.since(flight.began);
-        let all = flight.answers >= flight.asked.len();
-        let most = flight.answers * 3 >= flight.asked.len() * 2 && waited >= hedge_ms;
-        if !all && !most && waited < timeout_ms {
-            return;
-        }
         let ranked = flight.offers.iter().map(|(peer, offer)| {
             let siblings = offer.siblings.saturating_add(self.placer.pending(&key.0, peer));
             (siblings, Reverse(offer.score), offer.reserved, peer.clone())
         });
-        let Some((siblings, _, _, chosen)) = ranked.min() else {
+        let best = ranked.min();
+        let all = flight.answers >= flight.asked.len();
+        // The slow are not awaited for a better score, but for a better spread.
+        let silent = |peer: &PeerId| !flight.offers.contains_key(peer);
+        let spread = flight.asked.iter().filter(|(peer, _)| silent(peer));
+        let spread = spread.map(|(peer, siblings)| (*siblings).max(self.placer.pending(&key.0, peer)));
+        let better = best
+            .as_ref()
+            .is_none_or(|best| spread.min().is_some_and(|least| least < best.0));
+        let most = flight.answers * 3 >= flight.asked.len() * 2 && waited >= hedge_ms && !better;
+        if !all && !most && waited < timeout_ms {
+            return;
+        }
+        let Some((siblings, _, _, chosen)) = best else {
             return self.fail_placement(key, None);
         };
         let until = self.now.after(claim_ms + 500);
-        let (now, others) = (self.now, flight.asked.clone());
+        let now = self.now;
+        let others: Vec<PeerId> = flight.asked.keys().cloned().collect();
         let Some(flight) = self.placer.flights.get_mut(key) else {
             return;
         };

@@ -4,6 +4,7 @@
 //! with members cannot hand controllers down (kernel `Documentation/admin-guide/cgroup-v2.rst`, "No Internal Process
 //! Constraint"). A container is named by a DNS label, so `_shim` cannot collide with one.
 
+use beemesh_agent_api::shim::CPU_PERIOD_US;
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -80,6 +81,12 @@ impl ContainerCgroup {
     /// Makes it. libcontainer would, but hands every controller of the machine down one by one, at every level.
     pub fn make(&self) -> Result<(), CgroupError> {
         make(&self.path)
+    }
+
+    /// Limits the processor time of all its processes, in microseconds a [`CPU_PERIOD_US`].
+    pub fn limit_cpu(&self, quota_us: u64) -> Result<(), CgroupError> {
+        let text = format!("{quota_us} {CPU_PERIOD_US}");
+        write(&self.path.join("cpu.max"), &text, "set the limit in")
     }
 
     /// Processes that the kernel has killed here for memory (`oom_kill` of `memory.events`); 0 where there is no such file.

@@ -94,6 +94,13 @@ pub fn launch(
     container
         .start()
         .map_err(|err| LaunchError::Container(chain(&err)))?;
+    // Not by libcontainer: under a tight limit it would take seconds to make the container.
+    if let Some(quota) = plan.cpu_quota_us
+        && let Err(err) = cgroup.limit_cpu(quota)
+    {
+        let _ = cgroup.kill();
+        return Err(LaunchError::Container(chain(&err)));
+    }
     let pid = container
         .pid()
         .ok_or_else(|| LaunchError::Container("the container has no process".into()))?;

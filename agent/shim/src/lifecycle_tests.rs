@@ -13,6 +13,7 @@ fn plan(policy: RestartPolicy, containers: usize) -> PodPlan {
             .map(|n| ContainerPlan {
                 name: format!("c{n}"),
                 bundle: format!("/pods/x/c{n}"),
+                cpu_quota_us: None,
             })
             .collect(),
         restart_policy: policy,

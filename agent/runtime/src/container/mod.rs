@@ -43,6 +43,8 @@ pub struct RuntimeConfig {
     pub images: PathBuf,
     /// Root of the pods' directories, e.g. `/var/lib/beemesh/pods`. Short: a socket's path has at most 107 bytes.
     pub pods: PathBuf,
+    /// The pods' addresses: a file that is gone after a boot, as pods are.
+    pub addresses: PathBuf,
     /// The `beemesh-shim` program.
     pub shim: PathBuf,
     /// cgroup that holds the pods' cgroups, relative to `/sys/fs/cgroup`, e.g. `beemesh/pods`.
@@ -60,6 +62,7 @@ impl Default for RuntimeConfig {
         Self {
             images: "/var/lib/beemesh/images".into(),
             pods: "/var/lib/beemesh/pods".into(),
+            addresses: "/run/beemesh/addresses.json".into(),
             shim: "/usr/bin/beemesh-shim".into(),
             cgroup: "beemesh/pods".into(),
             resolv_conf: "/etc/resolv.conf".into(),
@@ -191,8 +194,7 @@ impl ContainerRuntime {
             source,
         })?;
         let store = ImageStore::open(&config.images, config.limits).map_err(OpenError::Images)?;
-        let addresses =
-            AddressPool::load(&config.pods.join("addresses.json")).map_err(OpenError::Addresses)?;
+        let addresses = AddressPool::load(&config.addresses).map_err(OpenError::Addresses)?;
         let inner = Inner {
             config,
             store: Arc::new(store),

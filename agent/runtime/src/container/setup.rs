@@ -4,11 +4,11 @@
 //! or a reboot has left of it, and goes on after each failure.
 
 use crate::bundle::{PodFiles, write_bundle};
-use crate::image::{Image, ImageStore, write_durably};
+use crate::image::{Image, ImageStore};
 use crate::network;
 use crate::pod::{PodRequest, StartError, chain};
 use crate::snapshot::{mount_snapshot, remove_snapshot};
-use beemesh_agent_api::shim::{ContainerPlan, PodPlan};
+use beemesh_agent_api::shim::{CPU_PERIOD_US, ContainerPlan, PodPlan};
 use std::fs;
 use std::io::{self, Read};
 use std::net::Ipv4Addr;
@@ -78,6 +78,12 @@ pub(super) fn lay_out(place: &Place, request: &PodRequest, log_limit: u64) -> Re
         .map(|container| ContainerPlan {
             name: container.name.clone(),
             bundle: place.bundle(&container.name).display().to_string(),
+            // The kernel's least quota is 1 ms.
+            cpu_quota_us: container
+                .resources
+                .limits
+                .cpu
+                .map(|millis| millis.saturating_mul(CPU_PERIOD_US / 1000).max(1000)),
         })
         .collect();
     let plan = PodPlan {
@@ -93,8 +99,8 @@ pub(super) fn lay_out(place: &Place, request: &PodRequest, log_limit: u64) -> Re
     let json = |value: Result<Vec<u8>, serde_json::Error>| {
         value.map_err(|err| failed("write the pod's plan")(err.into()))
     };
-    // The request is what a restarted agent knows the pod by; the plan is of no use after a crash.
-    write_durably(&place.request(), &json(serde_json::to_vec(request))?)
+    // What a restarted agent knows the pod by. Not durable: after a loss of power there is no pod to take up.
+    fs::write(place.request(), json(serde_json::to_vec(request))?)
         .map_err(failed("write the pod's request"))?;
     fs::write(place.dir.join("plan.json"), json(serde_json::to_vec(&plan))?)
         .map_err(failed("write the pod's plan"))

@@ -91,7 +91,7 @@ struct Record {
     size: u64,
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Index {
     names: BTreeMap<String, ImageId>,
     images: BTreeMap<ImageId, Record>,
@@ -102,6 +102,8 @@ pub struct ImageStore {
     root: PathBuf,
     limits: Limits,
     index: Mutex<Index>,
+    /// Held by who changes the store; who looks needs not wait for an import.
+    writing: Mutex<()>,
 }
 
 impl ImageStore {
@@ -127,6 +129,7 @@ impl ImageStore {
             root: root.into(),
             limits,
             index: Mutex::new(index),
+            writing: Mutex::default(),
         })
     }
 
@@ -134,20 +137,20 @@ impl ImageStore {
     ///
     /// `name` is the name to store it under; where it is `None`, the layout's own annotation is used.
     pub fn import_archive(&self, input: impl Read, name: Option<&str>) -> Result<ImageId, ImageError> {
-        let mut index = self.lock();
+        let writing = self.write();
         let staging = self.staging()?;
         let result = Source::archive(input, &staging, &self.limits)
-            .and_then(|source| self.import(&mut index, &source, name, &staging));
+            .and_then(|source| self.import(&writing, &source, name, &staging));
         let _ = fs::remove_dir_all(&staging);
         result
     }
 
     /// Imports from an OCI layout directory. `name`: see [`Self::import_archive`].
     pub fn import_layout(&self, layout: &Path, name: Option<&str>) -> Result<ImageId, ImageError> {
-        let mut index = self.lock();
+        let writing = self.write();
         let staging = self.staging()?;
         let result = Source::layout(layout, &self.limits)
-            .and_then(|source| self.import(&mut index, &source, name, &staging));
+            .and_then(|source| self.import(&writing, &source, name, &staging));
         let _ = fs::remove_dir_all(&staging);
         result
     }
@@ -222,26 +225,30 @@ impl ImageStore {
     /// Takes a name away, or an image with all its names where `reference` is a digest. What is then unreferenced stays
     /// on disk until [`Self::gc`].
     pub fn remove(&self, reference: &str) -> Result<(), ImageError> {
+        let writing = self.write();
         let id = self.resolve(reference)?;
-        let mut index = self.lock();
-        if reference.starts_with("sha256:") {
-            index.names.retain(|_, named| *named != id);
-        } else {
-            index.names.remove(&normal_name(reference)?);
-        }
-        self.save(&index)
+        let name = match reference.starts_with("sha256:") {
+            true => None,
+            false => Some(normal_name(reference)?),
+        };
+        self.change(&writing, |index| match name {
+            None => index.names.retain(|_, named| *named != id),
+            Some(name) => drop(index.names.remove(&name)),
+        })
     }
 
     /// Forgets images that have no name and are not in `keep` (those that pods run), and deletes blobs and layers that no
     /// image refers to. Gives the number of files and directories deleted.
     pub fn gc(&self, keep: &BTreeSet<ImageId>) -> Result<usize, ImageError> {
-        let mut index = self.lock();
-        let named: BTreeSet<ImageId> = index.names.values().copied().collect();
-        index
-            .images
-            .retain(|id, _| named.contains(id) || keep.contains(id));
+        let writing = self.write();
         // First the index: a crash after it leaves files that the next collection finds.
-        self.save(&index)?;
+        self.change(&writing, |index| {
+            let named: BTreeSet<ImageId> = index.names.values().copied().collect();
+            index
+                .images
+                .retain(|id, _| named.contains(id) || keep.contains(id));
+        })?;
+        let index = self.lock().clone();
         let (mut blobs, mut layers) = (BTreeSet::new(), BTreeSet::new());
         for (id, record) in &index.images {
             blobs.extend([id.0.hex(), record.config.hex()]);
@@ -254,8 +261,21 @@ impl ImageStore {
     }
 
     fn lock(&self) -> MutexGuard<'_, Index> {
-        // The index is replaced as a whole before it is saved, so a panic elsewhere cannot have left it half changed.
+        // The index is replaced as a whole, so a panic elsewhere cannot have left it half changed.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Saves a changed index, then puts it in the place of the present one.
+    fn change(&self, _writing: &MutexGuard<'_, ()>, edit: impl FnOnce(&mut Index)) -> Result<(), ImageError> {
+        let mut next = self.lock().clone();
+        edit(&mut next);
+        self.save(&next)?;
+        *self.lock() = next;
+        Ok(())
     }
 
     fn blob_path(&self, digest: &Digest) -> PathBuf {
@@ -275,7 +295,7 @@ impl ImageStore {
 
     fn import(
         &self,
-        index: &mut Index,
+        writing: &MutexGuard<'_, ()>,
         source: &Source,
         name: Option<&str>,
         staging: &Path,
@@ -327,16 +347,15 @@ impl ImageStore {
                 diff_id,
             })
             .collect();
-        index.images.insert(
-            id,
-            Record {
-                config: config.digest,
-                layers,
-                size,
-            },
-        );
-        index.names.insert(name, id);
-        self.save(index)?;
+        let record = Record {
+            config: config.digest,
+            layers,
+            size,
+        };
+        self.change(writing, |index| {
+            index.images.insert(id, record);
+            index.names.insert(name, id);
+        })?;
         Ok(id)
     }
 

@@ -51,6 +51,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Options> {
     }
     config.images = root.join("images");
     config.pods = root.join("pods");
+    config.addresses = root.join("addresses.json");
     // Small, so that rotation is seen.
     config.log_limit = 64 * 1024;
     config.limits = Limits::default();
