@@ -169,7 +169,12 @@ fn pid_1_outlives_services_that_misbehave() {
     );
     assert!(storm[0] >= 20_000 && storm[1] <= RSS_KIB, "{storm:?}");
 
-    story.facts("services name:door,state:ready", 10);
+    // What a stranger said to its socket did not count, and no more descriptors are kept than its spec allows.
+    let door = story.facts(
+        r"services name:door,state:ready,pid:\d+,restarts:(\d+),status:open,descriptors:door,extra,descriptors_refused:(\d+)",
+        10,
+    );
+    assert!(door[0] > 100 && door[1] == 2, "{door:?}");
     story.facts("done", 10);
     // Going down in order is the last thing that all this must not have broken.
     story.machine.wait_off(Duration::from_secs(30)).unwrap();

@@ -182,7 +182,7 @@ impl Service {
         let asked = notice.watchdog_ms.filter(|ms| WATCHDOG_RANGE_MS.contains(ms));
         // Only a service that has a watchdog can change its time.
         self.watchdog_ms = asked.filter(|_| self.watchdog_ms.is_some()).or(self.watchdog_ms);
-        let (name, watchdog) = (self.spec.name, self.watchdog_ms);
+        let (name, watchdog, worth) = (self.spec.name, self.watchdog_ms, self.is_worth_a_line());
         let until = |ms: u64| now_ms.saturating_add(ms);
         match &mut self.actual {
             Actual::Running {
@@ -194,7 +194,9 @@ impl Service {
                 if notice.ready && self.spec.kind == Kind::Daemon && !std::mem::replace(ready, true) {
                     *kill_at_ms = watchdog.map(until);
                     self.unready = 0;
-                    commands.push(Command::Say(format!("beemesh: the service `{name}` is ready")));
+                    commands.extend(
+                        worth.then(|| Command::Say(format!("beemesh: the service `{name}` is ready"))),
+                    );
                 }
                 let told = notice.watchdog == Some(Sign::Alive) || asked.is_some();
                 if *ready && told {
@@ -257,17 +259,21 @@ impl Service {
             self.actual = Actual::Paused {
                 until_ms: now_ms.saturating_add(pause),
             };
-            // A console full of the same line helps nobody: the 1st, 2nd, 4th, 8th... failure is said.
-            if self.failures.is_power_of_two() {
+            if self.is_worth_a_line() {
                 let times = if self.failures == 1 {
                     String::new()
                 } else {
-                    format!(" for the {}th time", self.failures)
+                    format!(", {} times in a row", self.failures)
                 };
                 commands.push(Command::Say(format!("{what}{times}; it is started again")));
             }
         }
         commands
+    }
+
+    /// A console full of the same line helps nobody: the 1st, 2nd, 4th, 8th... failure is said, and what follows it.
+    fn is_worth_a_line(&self) -> bool {
+        self.failures == 0 || self.failures.is_power_of_two()
     }
 
     fn obituary(&mut self, ending: Ending) -> String {

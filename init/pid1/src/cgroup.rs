@@ -74,10 +74,7 @@ impl ServiceCgroup {
     /// This process is in it, or below it.
     pub fn contains(&self, pid: Pid) -> bool {
         let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-        text.lines()
-            .filter_map(|line| line.strip_prefix("0::"))
-            .filter_map(|group| group.strip_prefix(self.name.as_str()))
-            .any(|rest| rest.is_empty() || rest.starts_with('/'))
+        is_below(&text, &self.name)
     }
 
     /// Kills all that is in it. What moved to another cgroup lives on.
@@ -108,4 +105,38 @@ pub fn total_memory() -> u64 {
         .and_then(|line| line.split_whitespace().next())
         .and_then(|number| number.parse::<u64>().ok());
     kib.unwrap_or(1 << 20).saturating_mul(1 << 10)
+}
+
+/// The text of a process's `cgroup` file says that it is in this group or below it.
+fn is_below(text: &str, name: &str) -> bool {
+    text.lines()
+        .filter_map(|line| line.strip_prefix("0::"))
+        .filter_map(|group| group.strip_prefix(name))
+        .any(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn process_is_in_its_own_group_and_those_above_and_in_no_other() {
+        let text = "1:name=systemd:/beemesh/services/net\n0::/beemesh/services/agent/inner\n";
+        assert!(is_below(text, "/beemesh/services/agent"));
+        assert!(is_below(text, "/beemesh/services/agent/inner"));
+        for other in [
+            "/beemesh/services/age",
+            "/beemesh/services/net",
+            "/beemesh/services/agent/inner/x",
+        ] {
+            assert!(!is_below(text, other), "{other}");
+        }
+        // A process that has ended has no file.
+        assert!(!is_below("", "/beemesh/services/agent"));
+    }
+
+    #[test]
+    fn machine_has_memory() {
+        assert!(total_memory() > 64 << 20);
+    }
 }

@@ -7,7 +7,7 @@
 use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -30,6 +30,16 @@ const DOOR: &str = "0.0.0.0:7";
 const BATCH: u32 = 250;
 const ORPHANS: u32 = 10_000;
 
+/// Nothing is allowed but to take its trigger away.
+const CLOSED: Sandbox = Sandbox {
+    capabilities: &[],
+    allowed: &[],
+    view: View::Private {
+        writable: &[TRIGGERS],
+        propagated: &[],
+        hidden: &["/var/lib"],
+    },
+};
 /// Everything is allowed: what a fault reaches is the story's matter.
 const OPEN: Sandbox = Sandbox {
     capabilities: &[
@@ -65,6 +75,7 @@ pub fn services() -> Vec<ServiceSpec> {
         arguments,
         restart: quick,
         limits,
+        sandbox: CLOSED,
         ..ServiceSpec::new(name, SELF, Kind::Daemon)
     };
     vec![
@@ -73,12 +84,7 @@ pub fn services() -> Vec<ServiceSpec> {
             stored_limit: 2,
             sandbox: Sandbox {
                 capabilities: &["CAP_NET_BIND_SERVICE"],
-                allowed: &[],
-                view: View::Private {
-                    writable: &["/run/beemesh/planted"],
-                    propagated: &[],
-                    hidden: &["/var/lib"],
-                },
+                ..CLOSED
             },
             ..faulty("door", &["planted", "door"])
         },
@@ -185,7 +191,10 @@ fn door() {
             let Ok(listener) = TcpListener::bind(DOOR) else {
                 return;
             };
-            say(b"FDSTORE=1\nFDNAME=door", &[listener.as_raw_fd()]);
+            let socket = listener.as_raw_fd();
+            say(b"FDSTORE=1\nFDNAME=door", &[socket]);
+            // More than is kept for it.
+            say(b"FDSTORE=1\nFDNAME=extra", &[socket, socket, socket]);
             listener
         }
     };
@@ -232,6 +241,9 @@ fn storm() {
         .flatten()
         .map(|entry| entry.path().join("uevent"))
         .collect();
+    // Not its own socket: nobody listens to that.
+    let door = Path::new(path::RUN).join("notify/door");
+    say_to(&door, b"STOPPING=1\nSTATUS=forged", &[]);
     let mut sent = 0u32;
     while sent < 20_000 && !devices.is_empty() {
         for device in &devices {
@@ -242,11 +254,14 @@ fn storm() {
 }
 
 fn say(message: &[u8], descriptors: &[i32]) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
-        return;
-    };
+    if let Some(socket) = std::env::var_os("NOTIFY_SOCKET") {
+        say_to(Path::new(&socket), message, descriptors);
+    }
+}
+
+fn say_to(path: &Path, message: &[u8], descriptors: &[i32]) {
     let sent = UnixDatagram::unbound().and_then(|socket| {
-        let address = UnixAddr::new(Path::new(&path))?;
+        let address = UnixAddr::new(path)?;
         let rights = [ControlMessage::ScmRights(descriptors)];
         let control = if descriptors.is_empty() {
             &[][..]
@@ -254,7 +269,6 @@ fn say(message: &[u8], descriptors: &[i32]) {
             &rights[..]
         };
         let parts = [std::io::IoSlice::new(message)];
-        let socket = OwnedFd::from(socket);
         sendmsg(
             socket.as_raw_fd(),
             &parts,
@@ -265,10 +279,6 @@ fn say(message: &[u8], descriptors: &[i32]) {
         Ok(())
     });
     if let Err(error) = sent {
-        eprintln!(
-            "failed to notify `{}` at {}: {error}",
-            String::from_utf8_lossy(message),
-            path::RUN
-        );
+        eprintln!("failed to notify `{}`: {error}", path.display());
     }
 }

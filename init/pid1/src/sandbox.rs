@@ -140,6 +140,9 @@ fn drop_capabilities(names: &[&str]) -> Result<(), caps::errors::CapsError> {
             caps::drop(None, CapSet::Bounding, *other)?;
         }
     }
+    // What PID 1 itself has not, nobody can be given.
+    let permitted = caps::read(None, CapSet::Permitted)?;
+    let kept = permitted.intersection(&kept).copied().collect();
     caps::set(None, CapSet::Effective, &kept)?;
     caps::set(None, CapSet::Permitted, &kept)
 }
