@@ -19,6 +19,7 @@ mod start;
 mod stick;
 mod sticks;
 mod store;
+mod supervisor;
 
 pub use start::{Options, run};
 

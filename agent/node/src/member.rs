@@ -16,6 +16,7 @@ use crate::rest::{self, Access, Refused};
 use crate::start::Options;
 use crate::sticks::News;
 use crate::store::Store;
+use crate::supervisor::{self, Pulse, Supervisor};
 use anyhow::{Context as _, Result};
 use beemesh_agent_api::record::CHANGE_PAYLOAD_TYPE;
 use beemesh_agent_api::view::Assurance;
@@ -68,6 +69,10 @@ pub struct Part {
     pub questions: mpsc::Receiver<Query>,
     /// News from sticks.
     pub arriving: mpsc::Receiver<News>,
+    /// Keeps the operators' socket over restarts.
+    pub supervisor: Supervisor,
+    /// Beats while this task goes on.
+    pub pulse: Pulse,
 }
 
 impl Part {
@@ -117,8 +122,10 @@ impl Part {
     }
 
     async fn wait_for_membership(&mut self) -> Result<Joined> {
+        let mut beat = tokio::time::interval(supervisor::BEAT);
         loop {
             tokio::select! {
+                _ = beat.tick() => self.pulse.beat(),
                 news = self.arriving.recv() => return news.context("the stick task ended"),
                 // Dropping a question tells the asker that the box is not a member yet.
                 question = self.questions.recv() => drop(question),
@@ -154,17 +161,17 @@ impl Part {
         let config = server_config(&self.key, &joined.document.membership, Arc::clone(roots))
             .context("failed to make the TLS configuration")?;
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-        let (context, port) = (self.context.clone(), self.options.rest_port);
-        tokio::spawn(async move {
-            match tokio::net::TcpListener::bind((std::net::Ipv6Addr::UNSPECIFIED, port)).await {
-                Ok(listener) => {
-                    if let Err(error) = rest::serve_tls(listener, acceptor, context).await {
-                        tracing::error!("the operators' interface ended: {error:#}");
-                    }
+        let context = self.context.clone();
+        match supervisor::listen_tcp(&self.supervisor, "operators", self.options.rest_port) {
+            Ok(listener) => drop(tokio::spawn(async move {
+                if let Err(error) = rest::serve_tls(listener, acceptor, context).await {
+                    tracing::error!("the operators' interface ended: {error:#}");
                 }
-                Err(error) => tracing::error!(port, %error, "failed to listen for operators"),
-            }
-        });
+            })),
+            Err(error) => tracing::error!("the operators' interface is closed: {error:#}"),
+        }
+        self.supervisor
+            .status(&format!("member `{}`", joined.member.name));
         Ok(())
     }
 }
@@ -199,7 +206,8 @@ impl Driver {
         mut done: mpsc::Receiver<Event>,
     ) -> Result<()> {
         let mut pods = self.part.runtime.events();
-        self.recover().await;
+        let pulse = self.part.pulse.clone();
+        pulse.beat_during(self.recover()).await;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut capacity = tokio::time::interval(CAPACITY);
@@ -208,7 +216,10 @@ impl Driver {
         let mut may_found = self.joined.document.found;
         loop {
             tokio::select! {
-                _ = tick.tick() => self.step(Event::Tick),
+                _ = tick.tick() => {
+                    self.part.pulse.beat();
+                    self.step(Event::Tick);
+                }
                 _ = capacity.tick() => self.look_at_capacity(),
                 () = &mut found, if may_found => {
                     may_found = false;

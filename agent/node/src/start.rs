@@ -7,6 +7,7 @@ use crate::journal::Journal;
 use crate::query::QUERIES;
 use crate::sticks::{News, Sticks};
 use crate::store::Store;
+use crate::supervisor::{Pulse, Supervisor};
 use crate::{identity, member, network, rest};
 use anyhow::{Context as _, Result};
 use beemesh_agent_runtime::{ContainerRuntime, Runtime, RuntimeConfig};
@@ -55,6 +56,7 @@ impl Options {
 
 /// Runs the agent until it is told to stop.
 pub async fn run(options: Options) -> Result<()> {
+    let supervisor = Supervisor::find();
     let journal = Journal::new(options.run_path(path::CONSOLE));
     let store = Store::open(&options.state.join("agent"))?;
     let key = identity::load(&options.state.join("identity"), &journal).await?;
@@ -73,10 +75,10 @@ pub async fn run(options: Options) -> Result<()> {
         site: watching,
     };
     let socket = options.run_path(path::AGENT_SOCKET);
-    let unix = tokio::spawn({
-        let context = context.clone();
-        async move { rest::serve_unix(&socket, context).await }
-    });
+    let (serving, driving) = (Pulse::new("REST"), Pulse::new("member"));
+    let pulses = vec![serving.clone(), driving.clone()];
+    let unix = rest::listen_unix(&supervisor, &socket)?;
+    let unix = tokio::spawn(rest::serve_unix(unix, context.clone(), serving));
 
     let joined = recall(&store, &key, &journal)?;
     let floor = Floor::new(
@@ -87,7 +89,11 @@ pub async fn run(options: Options) -> Result<()> {
         network::write_config(&options.run_path(path::NETWORK), &joined.document.network)
             .context("failed to hand over the network settings")?;
     }
-    notify_ready();
+    supervisor.status(match &joined {
+        Some(_) => "member of a fabric",
+        None => "waits for a join pack",
+    });
+    supervisor.ready();
     let (news, arriving) = mpsc::channel::<News>(NEWS);
     let sticks = Sticks {
         options: options.clone(),
@@ -110,12 +116,19 @@ pub async fn run(options: Options) -> Result<()> {
         site,
         questions,
         arriving,
+        supervisor: supervisor.clone(),
+        pulse: driving,
     };
     let member = tokio::spawn(part.run(joined));
 
+    let watch = supervisor.clone().watch(pulses);
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
-        _ = terminate.recv() => Ok(()),
+        _ = terminate.recv() => {
+            supervisor.stopping();
+            Ok(())
+        }
+        ended = watch => ended,
         ended = unix => ended?.context("the REST socket ended"),
         ended = sticks => ended.context("the stick task ended"),
         ended = member => ended?.context("the member task ended"),
@@ -151,17 +164,5 @@ fn recall(store: &Store, key: &identity::NodeKey, journal: &Journal) -> Result<O
             journal.announce("MembershipRefused", "node/self", &message);
             Ok(None)
         }
-    }
-}
-
-/// Tells the supervisor that the agent serves (sd_notify protocol, `READY=1`).
-fn notify_ready() {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
-        return;
-    };
-    let sent =
-        std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1", path));
-    if let Err(error) = sent {
-        tracing::warn!(%error, "failed to tell the supervisor that the agent is ready");
     }
 }

@@ -37,6 +37,26 @@ pub fn binaries() -> Result<()> {
     run::step("build the static binaries", static_flags(&mut run::cargo(&line)))
 }
 
+/// PID 1 with faults, for the story of init: in a folder of its own, so that no image takes it for the product's.
+pub fn planted() -> Result<()> {
+    let line = [
+        "build",
+        "--release",
+        "--target",
+        TARGET,
+        "--target-dir",
+        "target/planted",
+        "--package",
+        "beemesh-init-pid1",
+        "--features",
+        "planted-faults",
+    ];
+    run::step(
+        "build PID 1 with planted faults",
+        static_flags(&mut run::cargo(&line)),
+    )
+}
+
 /// The flags of a static binary on the gnu target.
 pub fn static_flags(command: &mut Command) -> &mut Command {
     command

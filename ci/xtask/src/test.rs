@@ -103,7 +103,9 @@ pub fn test(only: Option<&str>) -> Result<ExitCode> {
         tally.cargo_tests("unit, property and namespace tests", &mut run::cargo(&line))?;
     }
     if wanted("guest") || wanted("stories") {
-        let built = tally.one("build", build::binaries) && tally.one("image", build::image);
+        let built = tally.one("build", build::binaries)
+            && tally.one("planted", build::planted)
+            && tally.one("image", build::image);
         if built {
             let line = [
                 "test",

@@ -1,7 +1,7 @@
 //! What a child does between fork and exec. Only async-signal-safe calls happen there.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -35,6 +35,24 @@ pub fn join_before_exec(command: &mut Command, procs: Option<OwnedFd>) {
     };
     // SAFETY: the closure allocates nothing, takes no lock and calls only async-signal-safe functions.
     unsafe { command.pre_exec(enter) };
+}
+
+/// Makes the child of `command` inherit these descriptors, under the numbers that are returned.
+pub fn keep_open_over_exec(command: &mut Command, descriptors: Vec<OwnedFd>) -> Vec<RawFd> {
+    let numbers = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let keep = move || -> io::Result<()> {
+        for descriptor in &descriptors {
+            // SAFETY: fcntl(2) with F_SETFD takes numbers only and is async-signal-safe; the closure owns the
+            // descriptors, so they are open.
+            if unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_SETFD, 0) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure allocates nothing, takes no lock and calls only async-signal-safe functions.
+    unsafe { command.pre_exec(keep) };
+    numbers
 }
 
 /// Lets other threads go first: the calling thread's nice value rises by `steps` (at most to 19). Source: nice(2); on
@@ -94,6 +112,24 @@ mod tests {
         });
         assert_eq!(yielded.join().unwrap(), (before + 3).min(19));
         assert_eq!(nice(), before);
+    }
+
+    #[test]
+    fn child_has_the_kept_descriptor_and_no_other() {
+        let kept = OwnedFd::from(std::fs::File::open("/dev/zero").unwrap());
+        let other = std::fs::File::open("/dev/null").unwrap();
+        let mut command = Command::new("ls");
+        command.args(["-l", "/proc/self/fd"]);
+        let numbers = keep_open_over_exec(&mut command, vec![kept]);
+        let listed = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        assert!(
+            listed.contains(&format!(" {} -> /dev/zero", numbers[0])),
+            "{listed}"
+        );
+        assert!(
+            !listed.contains(&format!(" {} -> /dev/null", other.as_raw_fd())),
+            "{listed}"
+        );
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub mod path {
     pub const SETTLED: &str = "/run/beemesh/settled";
     /// A request to power off or reboot: whoever can write here (root) writes `poweroff` or `reboot` (atomic rename).
     pub const SHUTDOWN: &str = "/run/beemesh/shutdown";
+    /// Written by init (atomic rename) when something changes: a list of [`super::ServiceStatus`] as JSON.
+    pub const SERVICES: &str = "/run/beemesh/init/services.json";
     /// What services print goes to `<LOG>/<service>.log`, at most 1 MiB, and one older file `<service>.log.1`.
     pub const LOG: &str = "/run/beemesh/log";
     /// Where `/etc/resolv.conf` of the image points. Written by `beemesh-net` (atomic rename).
@@ -48,6 +50,25 @@ pub const STATE_LABEL: &str = "BEEMESHSTATE";
 
 /// Name of the opened state volume below `/dev/mapper`.
 pub const STATE_MAPPER: &str = "beemesh-state";
+
+/// A service of init.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: String,
+    /// `waiting`, `starting`, `running`, `ready`, `stopping`, `paused` or `ended`.
+    pub state: String,
+    /// The main process.
+    pub pid: Option<i32>,
+    /// How often it was started again.
+    pub restarts: u64,
+    /// What it last said about itself.
+    pub status: Option<String>,
+    /// Names of the descriptors that are kept for it.
+    pub descriptors: Vec<String>,
+    /// Descriptors that were refused because too many are kept.
+    pub descriptors_refused: u64,
+}
 
 /// A stick came or went.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

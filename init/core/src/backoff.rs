@@ -7,14 +7,31 @@ pub const FIRST_MS: u64 = 100;
 /// A service that ran this long is taken to be well again: its failures are forgotten. Milliseconds.
 pub const WELL_AFTER_MS: u64 = 20_000;
 
-/// The pause after `failures` failures in a row: between half of and the whole of `FIRST_MS * 2^(failures-1)`, at
-/// most [`CEILING_MS`]. `random` spreads services (and machines) that fail together.
-#[must_use]
-pub fn pause_ms(failures: u32, random: u32) -> u64 {
-    let doublings = failures.saturating_sub(1).min(16);
-    let whole = FIRST_MS.saturating_mul(1 << doublings).min(CEILING_MS);
-    let half = whole / 2;
-    half + u64::from(random) % (whole - half + 1)
+/// How a service is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Restart {
+    /// The pause after the first failure, before jitter, in milliseconds.
+    pub first_ms: u64,
+    /// The longest pause, in milliseconds.
+    pub ceiling_ms: u64,
+}
+
+impl Restart {
+    /// [`FIRST_MS`] to [`CEILING_MS`].
+    pub const DEFAULT: Self = Self {
+        first_ms: FIRST_MS,
+        ceiling_ms: CEILING_MS,
+    };
+
+    /// The pause after `failures` failures in a row: between half of and the whole of `first_ms * 2^(failures-1)`, at
+    /// most `ceiling_ms`. `random` spreads services (and machines) that fail together.
+    #[must_use]
+    pub fn pause_ms(self, failures: u32, random: u32) -> u64 {
+        let doublings = failures.saturating_sub(1).min(16);
+        let whole = self.first_ms.saturating_mul(1 << doublings).min(self.ceiling_ms);
+        let half = whole / 2;
+        half + u64::from(random) % (whole - half + 1)
+    }
 }
 
 /// A small deterministic generator (xorshift64*, Vigna 2014) for jitter only; never for keys.
@@ -45,7 +62,7 @@ mod tests {
     proptest! {
         #[test]
         fn pause_never_exceeds_the_ceiling_nor_falls_below_half_the_step(failures in 0u32.., random: u32) {
-            let pause = pause_ms(failures, random);
+            let pause = Restart::DEFAULT.pause_ms(failures, random);
             prop_assert!((FIRST_MS / 2..=CEILING_MS).contains(&pause));
             if failures > 7 {
                 prop_assert!(pause >= CEILING_MS / 2);
@@ -56,7 +73,7 @@ mod tests {
     #[test]
     fn different_seeds_spread_the_pause() {
         let pauses: std::collections::BTreeSet<u64> = (0..50)
-            .map(|seed| pause_ms(10, Jitter::new(seed * 2).draw()))
+            .map(|seed| Restart::DEFAULT.pause_ms(10, Jitter::new(seed * 2).draw()))
             .collect();
         assert!(pauses.len() > 25, "{pauses:?}");
     }

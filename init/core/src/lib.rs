@@ -15,11 +15,14 @@
 
 pub mod backoff;
 pub mod boot;
+pub mod ending;
 pub mod machine;
 pub mod modules;
 pub mod mounts;
+pub mod notify;
 pub mod service;
 mod shutdown;
+pub mod spec;
 mod stick;
 pub mod uevent;
 pub mod volume;

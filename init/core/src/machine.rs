@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use crate::backoff::Jitter;
 use crate::modules::urgency;
+use crate::notify::Notice;
 use crate::service::{Ending, Need, Service, ServiceSpec};
 use crate::shutdown::{AFTER_KILL_MS, LIMIT_MS, OTHERS_GRACE_MS, Stage};
 use crate::stick::Sticks;
@@ -72,8 +73,8 @@ pub enum Event {
     JobEnded(Job, Outcome),
     /// [`Command::Start`] was carried out.
     Started(&'static str),
-    /// A service said `READY=1`.
-    Ready(&'static str),
+    /// A process of a service said something.
+    Notified(&'static str, Notice),
     /// A service's main process ended, or could not be started.
     Ended(&'static str, Ending),
     /// Someone asked for it: a signal, the request file, the power button.
@@ -97,6 +98,8 @@ pub enum Command {
     Kill(&'static str),
     /// SIGKILL to what is left in the service's cgroup.
     KillCgroup(&'static str),
+    /// Drop the descriptors that are kept for the service.
+    ForgetDescriptors(&'static str),
     /// Run a job in a child; answered by [`Event::JobEnded`].
     Run(Job),
     /// List block and input devices; answered by [`Event::Scanned`].
@@ -227,13 +230,10 @@ impl Init {
                 .and_then(|s| s.started(now_ms))
                 .into_iter()
                 .collect(),
-            Event::Ready(name) => {
-                let first = self.service(name).is_some_and(Service::ready);
-                first
-                    .then(|| Command::Say(format!("beemesh: the service `{name}` is ready")))
-                    .into_iter()
-                    .collect()
-            }
+            Event::Notified(name, notice) => self
+                .service(name)
+                .map(|s| s.notified(now_ms, notice))
+                .unwrap_or_default(),
             Event::Ended(name, ending) => {
                 let jitter = &mut self.jitter;
                 let service = self.services.iter_mut().find(|s| s.spec.name == name);

@@ -6,7 +6,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::backoff::CEILING_MS;
-use crate::service::product_services;
+use crate::ending::Ending;
+use crate::service::{
+    Actual, EXTENSION_LIMIT_MS, Kind, ONESHOT_ATTEMPTS, Readiness, ServiceSpec, UNREADY_LIMIT,
+    product_services,
+};
 
 fn booted() -> (Init, Vec<Command>) {
     let mut init = Init::new(product_services(), 7);
@@ -45,6 +49,158 @@ fn says(commands: &[Command], part: &str) -> bool {
     commands
         .iter()
         .any(|c| matches!(c, Command::Say(line) if line.contains(part)))
+}
+
+fn notice(name: &'static str, text: &str) -> Event {
+    Event::Notified(name, Notice::parse(text.as_bytes()))
+}
+
+/// Two daemons, of which the second needs the first to be ready.
+fn pair() -> Init {
+    let first = ServiceSpec {
+        readiness: Readiness::Notified,
+        start_limit_ms: 10_000,
+        watchdog_ms: Some(5_000),
+        ..ServiceSpec::new("first", "/first", Kind::Daemon)
+    };
+    let second = ServiceSpec {
+        needs: vec![Need::Service("first")],
+        ..ServiceSpec::new("second", "/second", Kind::Daemon)
+    };
+    let mut init = Init::new(vec![first, second], 7);
+    init.step(0, Event::Booted);
+    init.step(0, Event::JobEnded(Job::ColdPlug, Outcome::Done));
+    init.step(0, Event::Started("first"));
+    init
+}
+
+#[test]
+fn daemon_that_must_say_ready_gates_its_dependants() {
+    let mut init = pair();
+    assert!(init.step(10, Event::Tick).is_empty());
+    let commands = init.step(20, notice("first", "READY=1"));
+    assert!(says(&commands, "`first` is ready") && commands.contains(&Command::Start("second")));
+    assert!(init.step(21, notice("first", "READY=1")).is_empty(), "said once");
+}
+
+#[test]
+fn daemon_that_is_not_ready_in_time_is_ended_and_started_again() {
+    let mut init = pair();
+    assert_eq!(init.deadline_ms(), Some(10_000));
+    assert_eq!(init.step(10_000, Event::Tick), [Command::Kill("first")]);
+    let commands = init.step(10_001, Event::Ended("first", Ending::Signalled(9)));
+    assert!(
+        says(&commands, "was not ready after 10 s; it is started again"),
+        "{commands:?}"
+    );
+    let due = init.deadline_ms().unwrap();
+    assert_eq!(init.step(due, Event::Tick), [Command::Start("first")]);
+}
+
+#[test]
+fn time_that_a_service_asks_for_is_given_up_to_a_bound() {
+    let mut init = pair();
+    init.step(9_000, notice("first", "EXTEND_TIMEOUT_USEC=20000000"));
+    assert_eq!(init.deadline_ms(), Some(29_000));
+    init.step(9_001, notice("first", "EXTEND_TIMEOUT_USEC=1"));
+    assert_eq!(init.deadline_ms(), Some(29_000), "a start is never shortened");
+    init.step(9_002, notice("first", "EXTEND_TIMEOUT_USEC=18446744073709551615"));
+    assert_eq!(init.deadline_ms(), Some(10_000 + EXTENSION_LIMIT_MS));
+}
+
+#[test]
+fn watchdog_that_runs_out_leads_to_a_kill_and_a_restart_and_signs_of_life_prevent_it() {
+    let mut init = pair();
+    init.step(100, notice("first", "READY=1\nSTATUS=counting sheep"));
+    init.step(100, Event::Started("second"));
+    init.step(4_000, notice("first", "WATCHDOG=1"));
+    assert_eq!(init.deadline_ms(), Some(9_000));
+    assert_eq!(init.step(9_000, Event::Tick), [Command::Kill("first")]);
+    assert!(
+        init.step(9_001, notice("first", "WATCHDOG=1")).is_empty(),
+        "too late"
+    );
+    let commands = init.step(9_002, Event::Ended("first", Ending::Signalled(9)));
+    assert!(
+        says(
+            &commands,
+            "did not answer for 5 s (its watchdog) (its last words: counting sheep)"
+        ),
+        "{commands:?}"
+    );
+    let due = init.deadline_ms().unwrap();
+    assert_eq!(init.step(due, Event::Tick), [Command::Start("first")]);
+}
+
+#[test]
+fn service_may_pull_its_own_watchdog_and_choose_its_time_but_not_switch_it_off() {
+    let mut init = pair();
+    init.step(0, notice("first", "READY=1"));
+    init.step(0, notice("first", "WATCHDOG_USEC=60000000"));
+    assert_eq!(init.deadline_ms(), Some(60_000));
+    init.step(1, notice("first", "WATCHDOG_USEC=0"));
+    assert_eq!(init.deadline_ms(), Some(60_000));
+    let commands = init.step(2, notice("first", "WATCHDOG=trigger"));
+    assert!(commands.contains(&Command::Kill("first")));
+}
+
+#[test]
+fn service_that_says_it_stops_has_its_grace_and_comes_back() {
+    let mut init = pair();
+    init.step(0, notice("first", "READY=1"));
+    init.step(10, notice("first", "STOPPING=1"));
+    assert_eq!(init.deadline_ms(), Some(2_010));
+    assert_eq!(init.step(2_010, Event::Tick), [Command::Kill("first")]);
+    let commands = init.step(2_011, Event::Ended("first", Ending::Signalled(9)));
+    assert!(says(&commands, "did not stop in time"));
+    assert!(matches!(init.services()[0].actual, Actual::Paused { .. }));
+}
+
+#[test]
+fn want_of_memory_is_said_with_the_limit_and_signal_9_alone_is_not_taken_for_it() {
+    let mut init = pair();
+    let commands = init.step(1, Event::Ended("first", Ending::OutOfMemory(Some(64))));
+    assert!(
+        says(&commands, "was ended because it used more than 64 MiB"),
+        "{commands:?}"
+    );
+    let mut init = pair();
+    let commands = init.step(1, Event::Ended("first", Ending::Signalled(9)));
+    assert!(says(&commands, "was killed (signal 9)") && !says(&commands, "MiB"));
+}
+
+#[test]
+fn descriptors_are_given_up_when_the_service_never_becomes_ready_with_them() {
+    let mut init = pair();
+    let mut forgotten = 0;
+    let mut now = 1;
+    for failure in 1..=UNREADY_LIMIT + 2 {
+        let commands = init.step(now, Event::Ended("first", Ending::Exited(1)));
+        if commands.contains(&Command::ForgetDescriptors("first")) {
+            forgotten += 1;
+            assert_eq!(failure, UNREADY_LIMIT);
+        }
+        now = init.deadline_ms().unwrap();
+        init.step(now, Event::Tick);
+        init.step(now, Event::Started("first"));
+    }
+    assert_eq!(forgotten, 1);
+}
+
+#[test]
+fn failures_are_forgotten_after_a_good_run() {
+    let mut init = pair();
+    let mut now = 0;
+    for _ in 0..10 {
+        init.step(now, Event::Ended("first", Ending::Exited(1)));
+        now = init.deadline_ms().unwrap();
+        init.step(now, Event::Tick);
+        init.step(now, Event::Started("first"));
+    }
+    init.step(now, notice("first", "READY=1\nWATCHDOG_USEC=600000000"));
+    now += crate::backoff::WELL_AFTER_MS;
+    init.step(now, Event::Ended("first", Ending::Exited(1)));
+    assert!(init.deadline_ms().unwrap() <= now + crate::backoff::FIRST_MS);
 }
 
 /// A machine whose services all run.
@@ -125,7 +281,7 @@ fn unlock_that_hangs_is_killed() {
     let (mut init, _) = booted();
     init.step(1, Event::JobEnded(Job::ColdPlug, Outcome::Done));
     init.step(2, Event::Started("unlock"));
-    let commands = init.step(2 + crate::service::ONESHOT_LIMIT_MS, Event::Tick);
+    let commands = init.step(2 + 60_000, Event::Tick);
     assert_eq!(commands, [Command::Kill("unlock")]);
 }
 
@@ -333,25 +489,37 @@ enum Act {
     /// The oldest start is answered; `true`: the program runs.
     Answer(bool),
     Die(u8, i32),
-    Ready(u8),
+    Notice(u8, u8),
     Down(bool),
     Nobody,
 }
 
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
-        4 => (0u64..3000).prop_map(Act::Wait),
+        4 => prop_oneof![9 => 0u64..3_000, 1 => 0u64..200_000].prop_map(Act::Wait),
         4 => (0u8..3, 0u8..6).prop_map(|(a, d)| Act::Device(a, d)),
         2 => (0u8..20).prop_map(Act::Alias),
         1 => Just(Act::Lost),
         6 => (any::<u8>(), any::<bool>()).prop_map(|(n, ok)| Act::JobDone(n, ok)),
         8 => prop_oneof![9 => Just(true), 1 => Just(false)].prop_map(Act::Answer),
-        4 => (0u8..3, -1i32..2).prop_map(|(s, c)| Act::Die(s, c)),
-        1 => (0u8..3).prop_map(Act::Ready),
+        4 => (0u8..3, -2i32..2).prop_map(|(s, c)| Act::Die(s, c)),
+        4 => (0u8..3, 0u8..9).prop_map(|(s, n)| Act::Notice(s, n)),
         1 => any::<bool>().prop_map(Act::Down),
         1 => Just(Act::Nobody),
     ]
 }
+
+const NOTICES: [&str; 9] = [
+    "READY=1",
+    "READY=1\nSTATUS=up",
+    "WATCHDOG=1",
+    "WATCHDOG=1",
+    "WATCHDOG=trigger",
+    "STOPPING=1",
+    "EXTEND_TIMEOUT_USEC=9000000",
+    "EXTEND_TIMEOUT_USEC=18446744073709551615\nWATCHDOG_USEC=18446744073709551615",
+    "WATCHDOG_USEC=1000000",
+];
 
 /// A driver that does what it is told and checks what must always hold.
 struct World {
@@ -410,6 +578,30 @@ impl World {
                 _ => {}
             }
         }
+        self.invariant_deadlines_hold();
+    }
+
+    /// Nothing that should have been killed or started by now was passed over, and a oneshot is not tried for ever.
+    fn invariant_deadlines_hold(&self) {
+        if self.finished > 0 {
+            return;
+        }
+        for service in self.init.services() {
+            let overdue = service.deadline_ms().is_some_and(|at| at <= self.now);
+            assert!(!overdue, "{:?} at {}", service.actual, self.now);
+            assert!(
+                service.spec.kind == Kind::Daemon || service.restarts < u64::from(ONESHOT_ATTEMPTS),
+                "{service:?}"
+            );
+            if let Actual::Running {
+                ready: true,
+                kill_at_ms,
+                ..
+            } = service.actual
+            {
+                assert_eq!(kill_at_ms.is_some(), service.spec.watchdog_ms.is_some());
+            }
+        }
     }
 
     fn apply(&mut self, act: Act) {
@@ -438,21 +630,29 @@ impl World {
                     self.alive.insert(name, false);
                     self.feed(Event::Started(name));
                 } else {
-                    self.feed(Event::Ended(name, Ending::NotStarted(2)));
+                    let ending = [Ending::NotStarted(2), Ending::StillPopulated];
+                    let which = usize::from(self.now.is_multiple_of(2));
+                    self.feed(Event::Ended(name, ending[which]));
                 }
             }
             Act::Die(service, code) => {
                 let name = names[usize::from(service)];
                 if self.alive.remove(name).is_some() {
-                    let ending = if code < 0 {
-                        Ending::Signalled(9)
-                    } else {
-                        Ending::Exited(code)
+                    let ending = match code {
+                        -2 => Ending::OutOfMemory(None),
+                        -1 => Ending::Signalled(9),
+                        code => Ending::Exited(code),
                     };
                     self.feed(Event::Ended(name, ending));
                 }
             }
-            Act::Ready(service) => self.feed(Event::Ready(names[usize::from(service)])),
+            Act::Notice(service, which) => {
+                let name = names[usize::from(service)];
+                // The driver passes on nothing that comes from elsewhere than the service's processes.
+                if self.alive.contains_key(name) {
+                    self.feed(notice(name, NOTICES[usize::from(which)]));
+                }
+            }
             Act::Down(reboot) => {
                 self.feed(Event::ShutdownAsked(if reboot {
                     Shutdown::Reboot

@@ -85,12 +85,17 @@ pub const ROOT: [Mount; 9] = [
     },
 ];
 
+/// Mounts whose inner mounts all mount namespaces see: sticks and pod sandboxes in the one, the state volume and the
+/// pods' layers in the other.
+pub const SHARED: [&str; 2] = ["/run", "/var"];
+
 /// Mount points that do not exist before their parent is mounted, made in the order of [`ROOT`].
 pub const MADE_FOR_MOUNTS: [&str; 2] = ["/dev/pts", "/dev/shm"];
 
 /// Directories that every boot begins with.
-pub const DIRECTORIES: [&str; 9] = [
+pub const DIRECTORIES: [&str; 10] = [
     "/run/beemesh",
+    "/run/beemesh/init",
     "/run/beemesh/log",
     "/run/beemesh/notify",
     "/run/beemesh/stick",

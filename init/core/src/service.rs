@@ -2,107 +2,34 @@
 //!
 //! - `desired` is set by the machine alone: up from the boot on, down from the shutdown on. It never goes up again.
 //! - `actual` follows from what the driver reports. A service runs at most once: it is started only from `Waiting` and
-//!   `Paused`, and leaves `Starting`, `Running` and `Stopping` only by an exit (or a failure to start).
+//!   `Paused`, and leaves `Starting`, `Running`, `Stopping` and `Killed` only by an exit (or a failure to start). The
+//!   driver refuses a start while processes of the last run are left ([`Ending::StillPopulated`]).
+//! - The machine decides when a service's needs are met; the service decides when it is ready (`READY=1`), that it goes
+//!   down (`STOPPING=1`), and asks for time (`EXTEND_TIMEOUT_USEC`), within [`EXTENSION_LIMIT_MS`]. The kernel decides
+//!   what its main process is and how it ended; a message never does.
 //! - A daemon that exits is started again after a pause (`backoff`), without end. A oneshot that fails is tried
 //!   [`ONESHOT_ATTEMPTS`] times; then those who wait for it go on without it, and that is said on the console.
+//! - A daemon that is not ready in time, or ready and silent for longer than its watchdog, is killed and started again.
+//! - Stored descriptors outlive the process; a service that fails [`UNREADY_LIMIT`] times in a row before it is ready
+//!   loses them, since they may be the cause.
 //! - Only the main process and the service's own cgroup are killed: what has moved to another cgroup (the pods'
 //!   shims) survives the restart of the service that started it.
 
-use crate::backoff::{Jitter, WELL_AFTER_MS, pause_ms};
+use crate::backoff::{Jitter, WELL_AFTER_MS};
 use crate::machine::Command;
+use crate::notify::{Notice, Sign};
+
+pub use crate::ending::Ending;
+pub use crate::spec::{Kind, Need, Readiness, ServiceSpec, product_services};
 
 /// How often a oneshot is tried.
 pub const ONESHOT_ATTEMPTS: u32 = 2;
-/// How long a oneshot may run before it is killed and counted as failed, in milliseconds.
-pub const ONESHOT_LIMIT_MS: u64 = 60_000;
-
-/// How a service ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Runs once, to its end.
-    Oneshot,
-    /// Runs for as long as the machine.
-    Daemon,
-}
-
-/// What must be before a service is started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Need {
-    /// This service has ended (oneshot) or was started (daemon).
-    Service(&'static str),
-}
-
-/// What a service is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServiceSpec {
-    /// Its name: of its log, its cgroup and its notify socket.
-    pub name: &'static str,
-    /// Absolute path of the program.
-    pub program: &'static str,
-    /// How it ends.
-    pub kind: Kind,
-    /// What must be before it is started.
-    pub needs: Vec<Need>,
-    /// From SIGTERM to SIGKILL, in milliseconds.
-    pub grace_ms: u64,
-}
-
-/// The services of the product, in start order; they are stopped in reverse.
-#[must_use]
-pub fn product_services() -> Vec<ServiceSpec> {
-    vec![
-        ServiceSpec {
-            name: "net",
-            program: "/usr/lib/beemesh/beemesh-net",
-            kind: Kind::Daemon,
-            needs: Vec::new(),
-            grace_ms: 2_000,
-        },
-        ServiceSpec {
-            name: "unlock",
-            program: "/usr/lib/beemesh/beemesh-unlock",
-            kind: Kind::Oneshot,
-            needs: Vec::new(),
-            grace_ms: 2_000,
-        },
-        ServiceSpec {
-            name: "agent",
-            program: "/usr/lib/beemesh/beemesh-agent",
-            kind: Kind::Daemon,
-            needs: vec![Need::Service("unlock")],
-            grace_ms: 8_000,
-        },
-    ]
-}
-
-/// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
-    /// exit(2) with this code.
-    Exited(i32),
-    /// A signal.
-    Signalled(i32),
-    /// The program could not be run at all; the errno.
-    NotStarted(i32),
-}
-
-impl Ending {
-    /// Ended as it should.
-    #[must_use]
-    pub fn is_success(self) -> bool {
-        self == Self::Exited(0)
-    }
-
-    fn words(self) -> String {
-        match self {
-            Self::Exited(code) => format!("ended with code {code}"),
-            Self::Signalled(9) => "was killed (signal 9; out of memory, perhaps)".to_owned(),
-            Self::Signalled(signal) => format!("was ended by signal {signal}"),
-            Self::NotStarted(2) => "is missing from the system image".to_owned(),
-            Self::NotStarted(errno) => format!("could not be started (error {errno})"),
-        }
-    }
-}
+/// How much longer than its spec says a start or an end may be made by `EXTEND_TIMEOUT_USEC`, in milliseconds.
+pub const EXTENSION_LIMIT_MS: u64 = 300_000;
+/// A watchdog's time that a service may ask for, in milliseconds.
+pub const WATCHDOG_RANGE_MS: std::ops::RangeInclusive<u64> = 1_000..=600_000;
+/// Failures in a row before `READY=1` after which stored descriptors are dropped.
+pub const UNREADY_LIMIT: u32 = 8;
 
 /// What a service is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,11 +44,15 @@ pub enum Actual {
         since_ms: u64,
         /// It has said `READY=1`.
         ready: bool,
+        /// When it is killed unless something is heard before.
+        kill_at_ms: Option<u64>,
     },
-    /// SIGTERM was sent.
+    /// SIGTERM was sent, or it said `STOPPING=1`.
     Stopping {
         /// When SIGKILL follows.
         kill_at_ms: u64,
+        /// To what that may be put off.
+        latest_ms: u64,
     },
     /// SIGKILL was sent; the kernel will report the exit.
     Killed,
@@ -134,6 +65,22 @@ pub enum Actual {
     Ended,
 }
 
+impl Actual {
+    /// One word for documents.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Starting => "starting",
+            Self::Running { ready: false, .. } => "running",
+            Self::Running { ready: true, .. } => "ready",
+            Self::Stopping { .. } | Self::Killed => "stopping",
+            Self::Paused { .. } => "paused",
+            Self::Ended => "ended",
+        }
+    }
+}
+
 /// A service and its state.
 #[derive(Debug, Clone)]
 pub struct Service {
@@ -141,7 +88,15 @@ pub struct Service {
     pub spec: ServiceSpec,
     /// What it is doing.
     pub actual: Actual,
+    /// What it last said about itself (`STATUS=`).
+    pub status: Option<String>,
+    /// How often it was started again.
+    pub restarts: u64,
     failures: u32,
+    unready: u32,
+    watchdog_ms: Option<u64>,
+    /// Why PID 1 killed it.
+    reason: Option<String>,
     desired_up: bool,
 }
 
@@ -150,9 +105,14 @@ impl Service {
     #[must_use]
     pub fn new(spec: ServiceSpec) -> Self {
         Self {
+            watchdog_ms: spec.watchdog_ms,
             spec,
             actual: Actual::Waiting,
+            status: None,
+            restarts: 0,
             failures: 0,
+            unready: 0,
+            reason: None,
             desired_up: true,
         }
     }
@@ -160,9 +120,11 @@ impl Service {
     /// Those who need this service may go on.
     #[must_use]
     pub fn satisfies(&self) -> bool {
-        match self.spec.kind {
-            Kind::Oneshot => self.actual == Actual::Ended,
-            Kind::Daemon => matches!(self.actual, Actual::Running { .. }),
+        match (self.spec.kind, self.spec.readiness, self.actual) {
+            (Kind::Oneshot, _, actual) => actual == Actual::Ended,
+            (Kind::Daemon, Readiness::Started, Actual::Running { .. }) => true,
+            (Kind::Daemon, Readiness::Notified, Actual::Running { ready, .. }) => ready,
+            _ => false,
         }
     }
 
@@ -183,7 +145,10 @@ impl Service {
             _ => false,
         };
         (due && self.desired_up).then(|| {
+            self.restarts += u64::from(self.actual != Actual::Waiting);
             self.actual = Actual::Starting;
+            self.watchdog_ms = self.spec.watchdog_ms;
+            self.reason = None;
             Command::Start(self.spec.name)
         })
     }
@@ -191,9 +156,11 @@ impl Service {
     pub(crate) fn started(&mut self, now_ms: u64) -> Option<Command> {
         match self.actual {
             Actual::Starting if self.desired_up => {
+                let limited = self.spec.kind == Kind::Oneshot || self.spec.readiness == Readiness::Notified;
                 self.actual = Actual::Running {
                     since_ms: now_ms,
                     ready: false,
+                    kill_at_ms: limited.then(|| now_ms.saturating_add(self.spec.start_limit_ms)),
                 };
                 None
             }
@@ -203,11 +170,61 @@ impl Service {
         }
     }
 
-    pub(crate) fn ready(&mut self) -> bool {
-        match &mut self.actual {
-            Actual::Running { ready, .. } => !std::mem::replace(ready, true),
-            _ => false,
+    /// Takes a message of the running service.
+    pub(crate) fn notified(&mut self, now_ms: u64, notice: Notice) -> Vec<Command> {
+        let mut commands = Vec::new();
+        if !matches!(self.actual, Actual::Running { .. } | Actual::Stopping { .. }) {
+            return commands;
         }
+        if notice.status.is_some() {
+            self.status = notice.status;
+        }
+        let asked = notice.watchdog_ms.filter(|ms| WATCHDOG_RANGE_MS.contains(ms));
+        // Only a service that has a watchdog can change its time.
+        self.watchdog_ms = asked.filter(|_| self.watchdog_ms.is_some()).or(self.watchdog_ms);
+        let (name, watchdog, worth) = (self.spec.name, self.watchdog_ms, self.is_worth_a_line());
+        let until = |ms: u64| now_ms.saturating_add(ms);
+        match &mut self.actual {
+            Actual::Running {
+                since_ms,
+                ready,
+                kill_at_ms,
+            } => {
+                // A oneshot is done when it ends, not when it says so.
+                if notice.ready && self.spec.kind == Kind::Daemon && !std::mem::replace(ready, true) {
+                    *kill_at_ms = watchdog.map(until);
+                    self.unready = 0;
+                    commands.extend(
+                        worth.then(|| Command::Say(format!("beemesh: the service `{name}` is ready"))),
+                    );
+                }
+                let told = notice.watchdog == Some(Sign::Alive) || asked.is_some();
+                if *ready && told {
+                    *kill_at_ms = watchdog.map(until);
+                }
+                if let (false, Some(at), Some(extend)) = (*ready, kill_at_ms, notice.extend_ms) {
+                    let latest = since_ms
+                        .saturating_add(self.spec.start_limit_ms)
+                        .saturating_add(EXTENSION_LIMIT_MS);
+                    *at = until(extend).min(latest).max(*at);
+                }
+            }
+            Actual::Stopping {
+                kill_at_ms,
+                latest_ms,
+            } => {
+                if let Some(extend) = notice.extend_ms {
+                    *kill_at_ms = until(extend).min(*latest_ms).max(*kill_at_ms);
+                }
+            }
+            _ => {}
+        }
+        if notice.watchdog == Some(Sign::Trigger) && self.watchdog_ms.is_some() {
+            commands.extend(self.kill("asked to be ended by its watchdog".to_owned()));
+        } else if notice.stopping && matches!(self.actual, Actual::Running { .. }) {
+            self.actual = self.stopping(now_ms);
+        }
+        commands
     }
 
     pub(crate) fn ended(&mut self, now_ms: u64, ending: Ending, jitter: &mut Jitter) -> Vec<Command> {
@@ -218,33 +235,62 @@ impl Service {
         let mut commands = vec![Command::KillCgroup(self.spec.name)];
         if !self.desired_up || (self.spec.kind == Kind::Oneshot && ending.is_success()) {
             self.actual = Actual::Ended;
+            commands.push(Command::ForgetDescriptors(self.spec.name));
             return commands;
         }
-        if matches!(before, Actual::Running { since_ms, .. } if now_ms.saturating_sub(since_ms) >= WELL_AFTER_MS)
-        {
+        let well = matches!(before, Actual::Running { since_ms, .. } if now_ms.saturating_sub(since_ms) >= WELL_AFTER_MS);
+        // The attempts of a oneshot are counted to their end, however long each takes.
+        if well && self.spec.kind == Kind::Daemon {
             self.failures = 0;
         }
         self.failures = self.failures.saturating_add(1);
-        let what = format!("beemesh: the service `{}` {}", self.spec.name, ending.words());
+        if matches!(before, Actual::Starting | Actual::Running { ready: false, .. }) {
+            self.unready = self.unready.saturating_add(1);
+            if self.unready == UNREADY_LIMIT {
+                commands.push(Command::ForgetDescriptors(self.spec.name));
+            }
+        }
+        let what = self.obituary(ending);
         if self.spec.kind == Kind::Oneshot && self.failures >= ONESHOT_ATTEMPTS {
             self.actual = Actual::Ended;
             commands.push(Command::Say(format!("{what}; going on without it")));
         } else {
-            let pause = pause_ms(self.failures, jitter.draw());
+            let pause = self.spec.restart.pause_ms(self.failures, jitter.draw());
             self.actual = Actual::Paused {
                 until_ms: now_ms.saturating_add(pause),
             };
-            // A console full of the same line helps nobody: the 1st, 2nd, 4th, 8th... failure is said.
-            if self.failures.is_power_of_two() {
+            if self.is_worth_a_line() {
                 let times = if self.failures == 1 {
                     String::new()
                 } else {
-                    format!(" for the {}th time", self.failures)
+                    format!(", {} times in a row", self.failures)
                 };
                 commands.push(Command::Say(format!("{what}{times}; it is started again")));
             }
         }
         commands
+    }
+
+    /// A console full of the same line helps nobody: the 1st, 2nd, 4th, 8th... failure is said, and what follows it.
+    fn is_worth_a_line(&self) -> bool {
+        self.failures == 0 || self.failures.is_power_of_two()
+    }
+
+    fn obituary(&mut self, ending: Ending) -> String {
+        let last = self
+            .status
+            .take()
+            .map(|status| format!(" (its last words: {status})"));
+        // The kernel's reason comes before ours: memory that was short may be why it did not answer.
+        let how = match (ending, self.reason.take()) {
+            (Ending::OutOfMemory(_), _) | (_, None) => ending.words(),
+            (_, Some(reason)) => reason,
+        };
+        format!(
+            "beemesh: the service `{}` {how}{}",
+            self.spec.name,
+            last.unwrap_or_default()
+        )
     }
 
     /// From now on it should not run.
@@ -261,32 +307,59 @@ impl Service {
     }
 
     fn terminate(&mut self, now_ms: u64) -> Command {
-        self.actual = Actual::Stopping {
-            kill_at_ms: now_ms.saturating_add(self.spec.grace_ms),
-        };
+        self.actual = self.stopping(now_ms);
         Command::Terminate(self.spec.name)
     }
 
-    /// What the passing of time brings: the kill after the grace, the end of a oneshot that hangs.
-    pub(crate) fn tick(&mut self, now_ms: u64) -> Option<Command> {
-        if self.deadline_ms().is_some_and(|at| at <= now_ms)
-            && matches!(self.actual, Actual::Stopping { .. } | Actual::Running { .. })
-        {
-            self.actual = Actual::Killed;
-            return Some(Command::Kill(self.spec.name));
+    fn stopping(&self, now_ms: u64) -> Actual {
+        let kill_at_ms = now_ms.saturating_add(self.spec.grace_ms);
+        Actual::Stopping {
+            kill_at_ms,
+            latest_ms: kill_at_ms.saturating_add(EXTENSION_LIMIT_MS),
         }
-        None
+    }
+
+    fn kill(&mut self, reason: String) -> Option<Command> {
+        if !matches!(self.actual, Actual::Running { .. } | Actual::Stopping { .. }) {
+            return None;
+        }
+        self.actual = Actual::Killed;
+        self.reason = Some(reason);
+        Some(Command::Kill(self.spec.name))
+    }
+
+    /// What the passing of time brings: the kill after the grace, the end of what does not answer.
+    pub(crate) fn tick(&mut self, now_ms: u64) -> Option<Command> {
+        let seconds = |ms: u64| ms.div_ceil(1_000);
+        let reason = match self.actual {
+            Actual::Stopping { kill_at_ms, .. } if kill_at_ms <= now_ms => "did not stop in time".to_owned(),
+            Actual::Running {
+                ready,
+                since_ms,
+                kill_at_ms: Some(at),
+            } if at <= now_ms => match (ready, self.watchdog_ms) {
+                (true, Some(ms)) => format!("did not answer for {} s (its watchdog)", seconds(ms)),
+                _ => {
+                    let after = seconds(now_ms.saturating_sub(since_ms));
+                    let done = match self.spec.kind {
+                        Kind::Oneshot => "done",
+                        Kind::Daemon => "ready",
+                    };
+                    format!("was not {done} after {after} s")
+                }
+            },
+            _ => return None,
+        };
+        self.kill(reason)
     }
 
     /// When [`Self::tick`] or [`Self::start`] has something to do.
     #[must_use]
     pub fn deadline_ms(&self) -> Option<u64> {
         match self.actual {
-            Actual::Stopping { kill_at_ms } => Some(kill_at_ms),
+            Actual::Stopping { kill_at_ms, .. } => Some(kill_at_ms),
             Actual::Paused { until_ms } => Some(until_ms),
-            Actual::Running { since_ms, .. } if self.spec.kind == Kind::Oneshot => {
-                Some(since_ms.saturating_add(ONESHOT_LIMIT_MS))
-            }
+            Actual::Running { kill_at_ms, .. } => kill_at_ms,
             _ => None,
         }
     }

@@ -7,9 +7,9 @@ use std::path::Path;
 use std::process::{self, Stdio};
 use std::time::{Duration, Instant};
 
-use beemesh_init_api::{StickStatus, path};
+use beemesh_init_api::{ServiceStatus, StickStatus, path};
 use beemesh_init_core::boot::{Phase, ROOT};
-use beemesh_init_core::service::{Ending, product_services};
+use beemesh_init_core::service::Ending;
 use beemesh_init_core::{Command, Event, Init, Job, Shutdown};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -20,6 +20,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
+use crate::cgroup::total_memory;
 use crate::chain::{Attempt, StepError, words};
 use crate::console::{Console, Fifo};
 use crate::devices::{UeventSocket, scan};
@@ -87,6 +88,8 @@ struct Driver {
     job_log: ServiceLog,
     jobs: BTreeMap<Pid, Job>,
     services: Vec<Process>,
+    /// What was last written to [`path::SERVICES`].
+    written: Vec<ServiceStatus>,
     buttons: PowerButtons,
     /// What services print is shown on the console too: for those who develop.
     verbose: bool,
@@ -110,11 +113,14 @@ impl Driver {
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC);
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).attempt("open", "epoll")?;
         let run_directory = beemesh_sys::watch_directory(Path::new(path::RUN));
-        let specs = product_services();
+        let specs = crate::specs();
+        let memory = total_memory();
+        #[cfg(feature = "planted-faults")]
+        crate::planted::prepare();
         let services = specs
             .iter()
             .cloned()
-            .map(Process::prepare)
+            .map(|spec| Process::prepare(spec, memory))
             .collect::<Result<Vec<_>, _>>()?;
         let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
         let driver = Self {
@@ -131,6 +137,7 @@ impl Driver {
             job_log: ServiceLog::create("init")?,
             jobs: BTreeMap::new(),
             services,
+            written: Vec::new(),
             buttons: PowerButtons::default(),
             verbose: command_line
                 .split_whitespace()
@@ -165,6 +172,7 @@ impl Driver {
                     self.execute(command);
                 }
             }
+            self.write_services();
             let timeout = match self.init.deadline_ms() {
                 Some(at) => {
                     u16::try_from(at.saturating_sub(now_ms())).map_or(EpollTimeout::MAX, EpollTimeout::from)
@@ -216,11 +224,10 @@ impl Driver {
                 self.queue.push_back(Event::ShutdownAsked(Shutdown::PowerOff));
             }
             NOTIFY.. => {
-                let ready = self
-                    .service_number(token - NOTIFY)
-                    .filter(|s| s.take_ready())
-                    .map(|s| s.spec.name);
-                self.queue.extend(ready.map(Event::Ready));
+                let number = usize::try_from(token - NOTIFY).ok();
+                if let Some(service) = number.and_then(|number| self.services.get_mut(number)) {
+                    take_notices(service, &mut self.queue);
+                }
             }
             LOGS.. => {
                 let drained = self
@@ -282,13 +289,17 @@ impl Driver {
             if let Some(job) = self.jobs.remove(&pid) {
                 self.queue.push_back(Event::JobEnded(job, jobs::outcome(code)));
             } else if let Some(service) = self.services.iter_mut().find(|s| s.pid == Some(pid)) {
-                service.pid = None;
+                // What it said before it ended comes first.
+                take_notices(service, &mut self.queue);
+                let ending = service.ended(ending);
                 self.queue.push_back(Event::Ended(service.spec.name, ending));
             }
         }
     }
 
     fn read_request(&mut self) {
+        #[cfg(feature = "planted-faults")]
+        crate::planted::panic_if_asked();
         let mut buffer = [0; 4096];
         while nix::unistd::read(&self.run_directory, &mut buffer).is_ok_and(|count| count > 0) {}
         let Ok(text) = std::fs::read_to_string(path::SHUTDOWN) else {
@@ -322,6 +333,11 @@ impl Driver {
                 service.signal(Signal::SIGKILL);
                 service.kill_cgroup();
             }),
+            Command::ForgetDescriptors(name) => {
+                if let Some(service) = self.service(name) {
+                    service.forget_descriptors();
+                }
+            }
             Command::KillCgroup(name) => self.with(name, |service| service.kill_cgroup()),
             Command::Run(job) => self.run_job(job),
             Command::Scan => self.queue.push_back(Event::Scanned(scan())),
@@ -370,6 +386,22 @@ impl Driver {
             .ok()
             .and_then(|child| i32::try_from(child.id()).ok())
             .map(Pid::from_raw)
+    }
+
+    /// Tells whoever asks what the services do, when that has changed.
+    fn write_services(&mut self) {
+        let states = self.init.services().iter();
+        let now: Vec<ServiceStatus> = states
+            .zip(&self.services)
+            .map(|(state, process)| process.status(state))
+            .collect();
+        if now != self.written {
+            // Only a view: where it cannot be written (memory is full), the services go on.
+            if let Ok(text) = serde_json::to_string(&now) {
+                let _ = system::write_atomically(path::SERVICES, &text);
+            }
+            self.written = now;
+        }
     }
 
     fn write_stick(&mut self, generation: u64, device: Option<String>) {
@@ -427,6 +459,12 @@ impl Driver {
             "Hold the power button until the machine is off.",
         );
     }
+}
+
+fn take_notices(service: &mut Process, queue: &mut VecDeque<Event>) {
+    let name = service.spec.name;
+    let notices = service.take_notices().into_iter();
+    queue.extend(notices.map(|notice| Event::Notified(name, notice)));
 }
 
 /// Bits for jitter; not for keys.

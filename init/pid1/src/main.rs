@@ -12,6 +12,7 @@
     clippy::string_slice
 )]
 
+mod cgroup;
 mod chain;
 mod console;
 mod devices;
@@ -21,7 +22,10 @@ mod emergency;
 mod jobs;
 mod loader;
 mod logs;
+#[cfg(feature = "planted-faults")]
+mod planted;
 mod power;
+mod sandbox;
 mod services;
 mod system;
 
@@ -34,7 +38,14 @@ const STARTED_VARIABLE: &str = "BEEMESH_BOOT_STARTED_MS";
 
 fn main() -> ExitCode {
     if std::process::id() != 1 {
-        return jobs::main(std::env::args().skip(1));
+        let arguments: Vec<String> = std::env::args().skip(1).collect();
+        match arguments.split_first() {
+            Some((verb, rest)) if verb == "run-service" => return sandbox::run(rest),
+            #[cfg(feature = "planted-faults")]
+            Some((verb, [name])) if verb == "planted" => planted::run(name),
+            _ => {}
+        }
+        return jobs::main(arguments.into_iter());
     }
     std::panic::set_hook(Box::new(|info| {
         emergency::enter(
@@ -51,6 +62,15 @@ fn main() -> ExitCode {
         Some(started_ms) => driver::run(started_ms),
     };
     emergency::enter(failure.what, &failure.detail, failure.remedy)
+}
+
+/// The services of this machine.
+fn specs() -> Vec<beemesh_init_core::service::ServiceSpec> {
+    #[cfg(feature = "planted-faults")]
+    if planted::is_asked_for() {
+        return planted::services();
+    }
+    beemesh_init_core::service::product_services()
 }
 
 /// Why PID 1 cannot go on, in words for the console.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use beemesh_init_api::path;
 use beemesh_init_core::mounts::{
-    CONTROLLERS, DELEGATING_CGROUPS, DIRECTORIES, LINKS, MADE_FOR_MOUNTS, Mount, ROOT,
+    CONTROLLERS, DELEGATING_CGROUPS, DIRECTORIES, LINKS, MADE_FOR_MOUNTS, Mount, ROOT, SHARED,
 };
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
@@ -44,7 +44,18 @@ pub fn mount_system() -> Result<(), StepError> {
     for directory in MADE_FOR_MOUNTS {
         make_directory(directory)?;
     }
-    mount_all(&ROOT)
+    mount_all(&ROOT)?;
+    for target in SHARED {
+        let shared = mount(
+            None::<&str>,
+            target,
+            None::<&str>,
+            MsFlags::MS_SHARED,
+            None::<&str>,
+        );
+        shared.attempt("share", target)?;
+    }
+    Ok(())
 }
 
 /// Hands the controllers down. A controller that the kernel lacks is no reason not to boot.

@@ -14,7 +14,7 @@ mod serve;
 
 pub use answer::Refused;
 pub use routes::Context;
-pub use serve::{Access, serve_connection, serve_tls, serve_unix};
+pub use serve::{Access, listen_unix, serve_connection, serve_tls, serve_unix};
 
 /// Where the REST interface listens for operators, TCP.
 pub const REST_PORT: u16 = 7443;

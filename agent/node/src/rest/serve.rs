@@ -1,6 +1,7 @@
 //! The three ways in: unix socket, mutual TLS, streams from members. Each is bounded in connections.
 
 use super::routes::{Context, handle};
+use crate::supervisor::{self, Pulse, Supervisor};
 use anyhow::{Context as _, Result};
 use beemesh_agent_identity::operator_of;
 use hyper::service::service_fn;
@@ -50,17 +51,50 @@ where
     }
 }
 
-/// Serves the unix socket.
-pub async fn serve_unix(path: &Path, context: Context) -> Result<()> {
-    let _ = std::fs::remove_file(path);
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("failed to listen on `{}`", path.display()))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
-        .with_context(|| format!("failed to protect `{}`", path.display()))?;
+/// The unix socket at `path`: the one that the supervisor has kept, while its name is there, or a new one.
+///
+/// # Errors
+/// When it cannot be made, or not be protected.
+pub fn listen_unix(supervisor: &Supervisor, path: &Path) -> Result<UnixListener> {
+    let kept = supervisor
+        .take("local")
+        .map(std::os::unix::net::UnixListener::from);
+    let is_there = |kept: &std::os::unix::net::UnixListener| {
+        path.exists() && kept.local_addr().is_ok_and(|at| at.as_pathname() == Some(path))
+    };
+    let listener = match kept.filter(is_there) {
+        Some(kept) => kept,
+        None => {
+            let _ = std::fs::remove_file(path);
+            let made = std::os::unix::net::UnixListener::bind(path)
+                .with_context(|| format!("failed to listen on `{}`", path.display()))?;
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+                .with_context(|| format!("failed to protect `{}`", path.display()))?;
+            supervisor.keep("local", &made);
+            made
+        }
+    };
+    listener.set_nonblocking(true)?;
+    Ok(UnixListener::from_std(listener)?)
+}
+
+/// Serves the unix socket; `pulse` beats meanwhile.
+pub async fn serve_unix(listener: UnixListener, context: Context, pulse: Pulse) -> Result<()> {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut beat = tokio::time::interval(supervisor::BEAT);
     loop {
-        let place = Arc::clone(&places).acquire_owned().await?;
-        let Ok((stream, _)) = listener.accept().await else {
+        let next = async {
+            let place = Arc::clone(&places).acquire_owned().await?;
+            Ok::<_, anyhow::Error>((place, listener.accept().await))
+        };
+        let (place, accepted) = tokio::select! {
+            _ = beat.tick() => {
+                pulse.beat();
+                continue;
+            }
+            next = next => next?,
+        };
+        let Ok((stream, _)) = accepted else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
