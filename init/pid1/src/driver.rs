@@ -26,7 +26,7 @@ use crate::devices::{UeventSocket, scan};
 use crate::logs::ServiceLog;
 use crate::power::PowerButtons;
 use crate::services::{PATH, Process};
-use crate::{Fatal, SELF, emergency, jobs, system};
+use crate::{Fatal, SELF, bench, emergency, jobs, system};
 
 /// How long the disks get at the end.
 const DISKS_LIMIT: Duration = Duration::from_secs(4);
@@ -90,6 +90,8 @@ struct Driver {
     buttons: PowerButtons,
     /// What services print is shown on the console too: for those who develop.
     verbose: bool,
+    /// The figures of the bench are shown when the agent is ready.
+    bench: bool,
 }
 
 impl Driver {
@@ -135,6 +137,7 @@ impl Driver {
             verbose: command_line
                 .split_whitespace()
                 .any(|word| word == "beemesh.verbose"),
+            bench: command_line.split_whitespace().any(|word| word == bench::WORD),
         };
         driver.listen(&driver.signals, SIGNALS)?;
         driver.listen(driver.uevents.descriptor(), UEVENTS)?;
@@ -220,6 +223,9 @@ impl Driver {
                     .service_number(token - NOTIFY)
                     .filter(|s| s.take_ready())
                     .map(|s| s.spec.name);
+                if self.bench && ready == Some("agent") {
+                    self.console.say(&bench::record());
+                }
                 self.queue.extend(ready.map(Event::Ready));
             }
             LOGS.. => {

@@ -12,6 +12,7 @@
     clippy::string_slice
 )]
 
+mod bench;
 mod chain;
 mod console;
 mod devices;
