@@ -11,7 +11,7 @@ pub const WORD: &str = "beemesh.bench";
 /// Processes that are counted; more than a machine of the bench can have.
 const PROCESSES_LIMIT: usize = 65_536;
 
-/// `beemesh-bench: uptime=…`; seconds since the kernel's start, KiB, and processes without the kernel's threads.
+/// `beemesh-bench: uptime=… end`; seconds since the kernel's start, KiB, and processes without the kernel's threads.
 pub fn record() -> String {
     // First of all: what follows takes time.
     let uptime = fs::read_to_string("/proc/uptime").unwrap_or_default();
@@ -29,7 +29,7 @@ pub fn record() -> String {
             line.push_str(&format!(" {name}={value}"));
         }
     }
-    line.push_str(&format!(" processes={}", processes()));
+    line.push_str(&format!(" processes={} end", processes()));
     line
 }
 
@@ -83,5 +83,6 @@ mod tests {
                 "{name}: {line}"
             );
         }
+        assert!(line.ends_with(" end"));
     }
 }

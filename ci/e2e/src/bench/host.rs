@@ -7,9 +7,9 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 /// At most this much of the machine's processors may be busy before a boot, percent.
-pub const QUIET: u64 = 10;
+pub const QUIET: u64 = 15;
 /// How long quiet is waited for before a boot.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 /// How long one look takes.
 const LOOK: Duration = Duration::from_secs(1);
 

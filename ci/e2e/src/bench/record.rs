@@ -5,7 +5,12 @@
 use serde::{Deserialize, Serialize};
 
 /// What the line begins with. `init/pid1` prints the same line with `beemesh.bench` on the kernel's command line.
-pub const MARK: &str = "beemesh-bench: ";
+const MARK: &str = "beemesh-bench: ";
+
+/// And what it ends with: half a line is no record.
+const END: &str = " end";
+/// What to wait for on the console.
+pub const PATTERN: &str = "beemesh-bench: .* end";
 
 /// Sets `line` in a POSIX shell without starting a process. Processes without memory are the kernel's threads; the
 /// shell itself counts only where it is PID 1.
@@ -27,7 +32,7 @@ for process in /proc/[0-9]*; do
   [ "$pages" = 0 ] || count=$((count + 1))
 done
 [ $$ = 1 ] || count=$((count - 1))
-line="beemesh-bench: uptime=$up total_kib=$total available_kib=$available pid1_rss_kib=$rss processes=$count"
+line="beemesh-bench: uptime=$up total_kib=$total available_kib=$available pid1_rss_kib=$rss processes=$count end"
 "#;
 
 /// What a machine said of itself at the moment it was ready.
@@ -51,6 +56,9 @@ pub enum RecordError {
     /// Not a line of the bench.
     #[error("the line has no `beemesh-bench:`")]
     NoMark,
+    /// The line ends too early.
+    #[error("the line has no end")]
+    Cut,
     /// A field is missing or is no number.
     #[error("`{0}` is missing or no number")]
     Field(&'static str),
@@ -66,6 +74,7 @@ impl Record {
     /// [`RecordError`].
     pub fn parse(line: &str) -> Result<Self, RecordError> {
         let (_, fields) = line.split_once(MARK).ok_or(RecordError::NoMark)?;
+        let (fields, _) = fields.split_once(END).ok_or(RecordError::Cut)?;
         let field = |name: &'static str| {
             let values = fields.split_whitespace().filter_map(|word| word.split_once('='));
             let value = values
@@ -119,8 +128,7 @@ mod tests {
     use super::*;
     use std::process::Command;
 
-    const LINE: &str =
-        "[  OK  ] beemesh-bench: uptime=12.05 total_kib=1000 available_kib=900 pid1_rss_kib=11 processes=2\r";
+    const LINE: &str = "[  OK  ] beemesh-bench: uptime=12.05 total_kib=1000 available_kib=900 pid1_rss_kib=11 processes=2 end\r";
 
     #[test]
     fn a_line_is_read_whatever_stands_before_it() {
@@ -143,6 +151,10 @@ mod tests {
             Err(RecordError::Impossible("available_kib"))
         );
         assert_eq!(Record::parse("uptime=1.00"), Err(RecordError::NoMark));
+        assert_eq!(
+            Record::parse(LINE.split_once(" end").unwrap().0),
+            Err(RecordError::Cut)
+        );
     }
 
     #[test]

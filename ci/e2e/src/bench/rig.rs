@@ -5,11 +5,12 @@
 use super::debian::Debian;
 use super::host;
 use super::images::{Product, file_size, write_bare};
-use super::record::{MARK, Record};
+use super::record::{PATTERN, Record};
 use super::report::{Boot, Kind};
 use crate::Binaries;
 use anyhow::{Context, Result, bail};
 use beemesh_ci_testkit::{Accel, Disk, DiskBus, Machine, MachineConfig};
+use regex::Regex;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,8 +23,9 @@ pub const PROCESSORS: u8 = 2;
 const DISK_MIB: u64 = 2048;
 /// How long a system may take to be ready.
 const LIMIT: Duration = Duration::from_secs(300);
-/// How long it may take to go down after its first boot.
-const DOWN: Duration = Duration::from_secs(120);
+/// How often the power button is pressed after a first boot, and how long each time is waited for.
+const PRESSES: u32 = 8;
+const DOWN: Duration = Duration::from_secs(15);
 
 /// Something to boot.
 #[derive(Debug, Clone)]
@@ -116,7 +118,7 @@ impl Rig {
     /// # Errors
     /// When it does not boot or go down.
     pub fn beemesh(&self, first: &System) -> Result<System> {
-        let kept = self.first_boot(first, "beemesh", |machine| machine.power_off(DOWN).map(drop))?;
+        let kept = self.first_boot(first, "beemesh", power_off)?;
         Ok(System {
             kind: Kind::Beemesh,
             disk: Some(kept.join("disk.img")),
@@ -140,7 +142,7 @@ impl Rig {
             tpm: bare.tpm.clone(),
         };
         if debian.new || !provisioned.exists() {
-            let kept = self.first_boot(&system, "debian", |machine| machine.power_off(DOWN).map(drop))?;
+            let kept = self.first_boot(&system, "debian", power_off)?;
             fs::rename(kept.join("disk.img"), &provisioned)?;
         }
         system.disk = Some(provisioned);
@@ -158,7 +160,7 @@ impl Rig {
         let _lock = self.take_lock()?;
         let config = self.machine(system, &folder)?;
         let mut machine = Machine::start(config)?;
-        machine.wait_for(MARK, LIMIT)?;
+        machine.wait_for(Regex::new(PATTERN)?, LIMIT)?;
         end(&mut machine)?;
         Ok(folder)
     }
@@ -175,7 +177,7 @@ impl Rig {
         let (ours, before) = (host::process_ticks(std::process::id()), host::ticks()?);
         let power_on = Instant::now();
         let mut machine = Machine::start(config)?;
-        let line = machine.wait_for(MARK, LIMIT)?;
+        let line = machine.wait_for(Regex::new(PATTERN)?, LIMIT)?;
         let after = host::ticks()?;
         let ids = machine.process_ids();
         let used: u64 = ids.into_iter().map(host::process_ticks).sum();
@@ -220,6 +222,18 @@ impl Rig {
             .with_context(|| format!("failed to lock `{}`", path.display()))?;
         Ok(Some(file))
     }
+}
+
+/// Presses the power button until the machine goes down: a system that has just become ready may not listen yet.
+fn power_off(machine: &mut Machine) -> Result<()> {
+    let mut last = Ok(());
+    for _ in 0..PRESSES {
+        last = machine.power_off(DOWN).map(drop);
+        if last.is_ok() || !machine.is_on()? {
+            return Ok(());
+        }
+    }
+    last
 }
 
 /// Copies a file or a folder; holes stay holes.
