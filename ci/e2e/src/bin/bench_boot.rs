@@ -27,6 +27,9 @@ struct Cli {
     /// Also write doc/bench-boot.json, doc/bench-boot.svg and the table in the README
     #[arg(long)]
     docs: bool,
+    /// Boot nothing: show, and with --docs write, what an earlier run wrote with --json
+    #[arg(long)]
+    from: Option<PathBuf>,
     /// Lock this file during each boot, so that other work on this machine can wait for it
     #[arg(long)]
     lock: Option<PathBuf>,
@@ -43,12 +46,13 @@ fn main() -> ExitCode {
 }
 
 fn bench(cli: &Cli) -> Result<()> {
-    let binaries = Binaries::find()?;
-    let rig = Rig::open(&binaries, "boot", cli.lock.clone())?;
-    eprintln!("machine: {}; host: {}", rig.words(), host::words());
-    let systems = prepare(&binaries, &rig)?;
-    let report = measure(cli.boots, &rig, &systems)?;
-
+    let report = match &cli.from {
+        Some(path) => {
+            let text = fs::read(path).with_context(|| format!("failed to read `{}`", path.display()))?;
+            serde_json::from_slice(&text).with_context(|| format!("`{}` is no report", path.display()))?
+        }
+        None => run(cli)?,
+    };
     let json = serde_json::to_vec_pretty(&report)?;
     if let Some(path) = &cli.json {
         fs::write(path, &json).with_context(|| format!("failed to write `{}`", path.display()))?;
@@ -62,6 +66,14 @@ fn bench(cli: &Cli) -> Result<()> {
         bail!("{missed} targets were missed on this machine");
     }
     Ok(())
+}
+
+fn run(cli: &Cli) -> Result<Report> {
+    let binaries = Binaries::find()?;
+    let rig = Rig::open(&binaries, "boot", cli.lock.clone())?;
+    eprintln!("machine: {}; host: {}", rig.words(), host::words());
+    let systems = prepare(&binaries, &rig)?;
+    measure(cli.boots, &rig, &systems)
 }
 
 /// All systems, each booted once without being measured.
