@@ -2,6 +2,7 @@
 //!
 //! Uses the built binaries and the built image, nothing of the product's code: what the stories see is what a user sees.
 
+pub mod bench;
 pub mod binaries;
 pub mod nginx;
 pub mod site;

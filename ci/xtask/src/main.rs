@@ -3,6 +3,7 @@
 //! Each is a list of steps that run programs people know (cargo, apt-get, qemu). What a step needs, `setup` installs;
 //! nothing here knows how the product works.
 
+mod bench;
 mod build;
 mod check;
 mod layering;
@@ -50,6 +51,9 @@ enum Command {
         #[arg(long)]
         strict: bool,
     },
+    /// Measure
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
         Command::Check => check::check(),
         Command::Test { only } => test::test(only.as_deref()),
         Command::Demo { nodes, keep, strict } => demo(nodes, keep, strict),
+        Command::Bench(what) => bench::bench(what),
     };
     match done {
         Ok(code) => code,

@@ -44,13 +44,15 @@ const PACKAGES: &[&str] = &[
     "busybox-static",
 ];
 
+/// What `bench boot` needs besides: it installs a Debian to compare with.
+const BENCH_PACKAGES: &[&str] = &["mmdebstrap"];
+
 /// cargo-deny: version that deny.toml was written for.
 const CARGO_DENY: &str = "0.20.2";
 
 /// `cargo xtask setup`. Exit code 2 when root is needed and not to be had.
 pub fn setup() -> Result<ExitCode> {
-    let missing = missing_packages()?;
-    if !missing.is_empty() && !install(&missing)? {
+    if !packages(PACKAGES)? {
         return Ok(ExitCode::from(2));
     }
     if !succeeds(Command::new("cargo-deny").arg("--version")) {
@@ -68,10 +70,24 @@ pub fn ensure() -> Result<Option<ExitCode>> {
     Ok((code != ExitCode::SUCCESS).then_some(code))
 }
 
-fn missing_packages() -> Result<Vec<&'static str>> {
+/// The same for what only `bench` needs.
+pub fn ensure_bench() -> Result<Option<ExitCode>> {
+    match ensure()? {
+        None if !packages(BENCH_PACKAGES)? => Ok(Some(ExitCode::from(2))),
+        code => Ok(code),
+    }
+}
+
+/// Installs what is missing of these; `false` when that takes root and root is not to be had.
+fn packages(wanted: &[&'static str]) -> Result<bool> {
+    let missing = missing_packages(wanted)?;
+    Ok(missing.is_empty() || install(&missing)?)
+}
+
+fn missing_packages(wanted: &[&'static str]) -> Result<Vec<&'static str>> {
     let output = Command::new("dpkg-query")
         .args(["-W", "-f=${Package} ${db:Status-Status}\\n"])
-        .args(PACKAGES)
+        .args(wanted)
         .stderr(Stdio::null())
         .output()
         .context("failed to run dpkg-query: setup knows Debian 12 and later and Ubuntu 24.04")?;
@@ -80,14 +96,14 @@ fn missing_packages() -> Result<Vec<&'static str>> {
         .lines()
         .filter_map(|line| line.strip_suffix(" installed"))
         .collect();
-    Ok(PACKAGES
+    Ok(wanted
         .iter()
         .copied()
         .filter(|package| !installed.contains(package))
         .collect())
 }
 
-fn install(missing: &[&str]) -> Result<bool> {
+fn install(missing: &[&'static str]) -> Result<bool> {
     let root = succeeds(Command::new("sh").args(["-c", "test \"$(id -u)\" = 0"]));
     let sudo = !root && succeeds(Command::new("sudo").args(["-n", "true"]));
     if !root && !sudo {
@@ -114,7 +130,7 @@ fn install(missing: &[&str]) -> Result<bool> {
     let mut line = vec!["install", "-y", "-q", "--no-install-recommends"];
     line.extend(missing);
     run::step("apt-get install", &mut apt(&line))?;
-    let still = missing_packages()?;
+    let still = missing_packages(missing)?;
     if !still.is_empty() {
         bail!(
             "apt-get installed without an error, yet these packages are missing: {}",

@@ -27,7 +27,7 @@ use crate::devices::{UeventSocket, scan};
 use crate::logs::ServiceLog;
 use crate::power::PowerButtons;
 use crate::services::{PATH, Process};
-use crate::{Fatal, SELF, emergency, jobs, system};
+use crate::{Fatal, SELF, bench, emergency, jobs, system};
 
 /// How long the disks get at the end.
 const DISKS_LIMIT: Duration = Duration::from_secs(4);
@@ -93,6 +93,8 @@ struct Driver {
     buttons: PowerButtons,
     /// What services print is shown on the console too: for those who develop.
     verbose: bool,
+    /// The figures of the bench are shown when the agent is ready.
+    bench: bool,
 }
 
 impl Driver {
@@ -142,6 +144,7 @@ impl Driver {
             verbose: command_line
                 .split_whitespace()
                 .any(|word| word == "beemesh.verbose"),
+            bench: command_line.split_whitespace().any(|word| word == bench::WORD),
         };
         driver.listen(&driver.signals, SIGNALS)?;
         driver.listen(driver.uevents.descriptor(), UEVENTS)?;
@@ -227,6 +230,10 @@ impl Driver {
                 let number = usize::try_from(token - NOTIFY).ok();
                 if let Some(service) = number.and_then(|number| self.services.get_mut(number)) {
                     take_notices(service, &mut self.queue);
+                }
+                let is_ready = |event: &Event| matches!(event, Event::Notified("agent", notice) if notice.ready);
+                if self.bench && self.queue.iter().any(is_ready) {
+                    self.console.say(&bench::record());
                 }
             }
             LOGS.. => {

@@ -12,6 +12,7 @@
     clippy::string_slice
 )]
 
+mod bench;
 mod cgroup;
 mod chain;
 mod console;

@@ -1,0 +1,61 @@
+//! `cargo xtask bench`: measurements that are compared with something, each by a binary of ci/e2e.
+
+use crate::{build, run, setup};
+use anyhow::Result;
+use clap::Subcommand;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// What can be measured.
+#[derive(Subcommand)]
+pub enum Bench {
+    /// From the kernel's start to ready: a bare init, Beemesh OS, and Debian with systemd and podman
+    Boot {
+        /// Boots of each system
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
+        boots: u16,
+        /// Also write everything that was measured to this file
+        #[arg(long)]
+        json: Option<PathBuf>,
+        /// Fail when a target is missed on this machine
+        #[arg(long)]
+        strict: bool,
+        /// Also write doc/bench-boot.json, doc/bench-boot.svg and the table in the README
+        #[arg(long)]
+        docs: bool,
+        /// Lock this file during each boot, so that other work on this machine can wait for it
+        #[arg(long)]
+        lock: Option<PathBuf>,
+    },
+}
+
+/// Builds the image, then measures.
+pub fn bench(what: Bench) -> Result<ExitCode> {
+    if let Some(code) = setup::ensure_bench()? {
+        return Ok(code);
+    }
+    let code = build::build()?;
+    if code != ExitCode::SUCCESS {
+        return Ok(code);
+    }
+    let Bench::Boot {
+        boots,
+        json,
+        strict,
+        docs,
+        lock,
+    } = what;
+    let mut bench = run::command("target/release/bench-boot");
+    bench.args(["--boots", &boots.to_string()]);
+    for (name, path) in [("--json", json), ("--lock", lock)] {
+        // The bench runs in the root of the repository, its caller may not.
+        if let Some(path) = path {
+            bench.arg(name).arg(std::path::absolute(path)?);
+        }
+    }
+    for (name, wanted) in [("--strict", strict), ("--docs", docs)] {
+        bench.args(wanted.then_some(name));
+    }
+    run::step("bench boot", &mut bench)?;
+    Ok(ExitCode::SUCCESS)
+}
