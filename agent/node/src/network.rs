@@ -44,10 +44,11 @@ pub fn config_for(entry: Option<&NodeEntry>) -> NetworkConfig {
         addresses: network.addresses.clone(),
         gateway: network.gateway.clone(),
         dns: network.dns.clone(),
+        ..LinkConfig::default()
     };
     NetworkConfig {
         links: vec![link],
-        dhcp_others: true,
+        ..NetworkConfig::default()
     }
 }
 
