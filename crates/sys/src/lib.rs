@@ -4,11 +4,15 @@
 #![allow(unsafe_code, reason = "this crate exists to hold it")]
 
 mod child;
+mod clock;
 mod disposition;
 mod loopdev;
+mod packet;
 mod watch;
 
 pub use child::{join_before_exec, yield_to_others};
+pub use clock::{RtcTime, read_rtc, slew_clock, write_rtc};
 pub use disposition::{DispositionError, reset_signal};
 pub use loopdev::{LoopError, attach_read_only};
+pub use packet::packet_socket;
 pub use watch::{WatchError, watch_directory};

@@ -658,6 +658,9 @@ pub struct LinkStatus {
     /// Largest packet, in bytes.
     #[serde(default)]
     pub mtu: u32,
+    /// The same before it was changed by a config or a lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu_before: Option<u32>,
 }
 
 #[cfg(test)]

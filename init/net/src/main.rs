@@ -1,13 +1,18 @@
 //! Links, addresses, DHCP and DNS.
 //!
 //! Applies `NetworkConfig` (DHCP on every Ethernet link until there is one), again whenever its file changes or a
-//! link comes, goes or gets its cable; writes `NetworkStatus`. Decisions are in `plan` (pure), the kernel is spoken to
-//! in `kernel`, one task per link in `dhcp`. Links that programs made (veth, bridges: the pods') are left alone.
+//! link comes, goes or gets its cable; while there is a `NetworkTrial`, that one. Writes `NetworkStatus`. Decisions are
+//! in `plan` and `acd` (pure), the kernel is spoken to in `kernel`, one task per link in `dhcp` and `dhcp6`, one per
+//! fixed address in `arp`. Links that programs made (veth, bridges: the pods') are left alone.
 
+mod acd;
+mod arp;
 mod dhcp;
+mod dhcp6;
 mod kernel;
 mod plan;
 mod reconcile;
+mod report;
 mod watch;
 
 use std::path::PathBuf;
@@ -23,7 +28,7 @@ fn main() -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("no event loop")?;
-    runtime.block_on(async { Reconciler::open(options).await?.run().await })
+    runtime.block_on(async { Reconciler::open(options)?.run().await })
 }
 
 /// `--run DIR` (for tests): in place of `/run/beemesh`. `--virtual`: treat links that programs made like hardware.
