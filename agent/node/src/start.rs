@@ -4,10 +4,11 @@ use crate::clock::Floor;
 use crate::images::Images;
 use crate::join::{DOCUMENT, FabricDocument, Joined};
 use crate::journal::Journal;
+use crate::networks::Networks;
 use crate::query::QUERIES;
 use crate::sticks::{News, Sticks};
 use crate::store::Store;
-use crate::{identity, member, network, rest};
+use crate::{identity, member, rest};
 use anyhow::{Context as _, Result};
 use beemesh_agent_runtime::{ContainerRuntime, Runtime, RuntimeConfig};
 use beemesh_init_api::path;
@@ -65,7 +66,9 @@ pub async fn run(options: Options) -> Result<()> {
 
     let (queries, questions) = mpsc::channel(QUERIES);
     let (site, watching) = watch::channel(None);
+    let networks = Networks::open(&options, store.clone(), journal.clone());
     let context = rest::Context {
+        networks: networks.clone(),
         queries,
         journal: journal.clone(),
         runtime: Arc::clone(&runtime),
@@ -84,8 +87,8 @@ pub async fn run(options: Options) -> Result<()> {
         joined.as_ref().map(|joined| joined.document.floor),
     );
     if let Some(joined) = &joined {
-        network::write_config(&options.run_path(path::NETWORK), &joined.document.network)
-            .context("failed to hand over the network settings")?;
+        let handed = networks.start(&joined.document.network);
+        handed.context("failed to hand over the network settings")?;
     }
     notify_ready();
     let (news, arriving) = mpsc::channel::<News>(NEWS);
@@ -97,8 +100,10 @@ pub async fn run(options: Options) -> Result<()> {
         images,
         joined: joined.clone(),
         floor,
+        networks: networks.clone(),
         news,
     };
+    let trials = tokio::spawn(networks.take_back_trials());
     let sticks = tokio::spawn(sticks.run());
     let part = member::Part {
         options,
@@ -117,6 +122,7 @@ pub async fn run(options: Options) -> Result<()> {
     tokio::select! {
         _ = terminate.recv() => Ok(()),
         ended = unix => ended?.context("the REST socket ended"),
+        ended = trials => ended.context("the network task ended"),
         ended = sticks => ended.context("the stick task ended"),
         ended = member => ended?.context("the member task ended"),
     }

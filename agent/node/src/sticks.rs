@@ -7,6 +7,7 @@ use crate::clock::{self, Floor};
 use crate::images::Images;
 use crate::join::{Applicant, DOCUMENT, Joined, plan};
 use crate::journal::Journal;
+use crate::networks::Networks;
 use crate::start::Options;
 use crate::stick::{self, StickError};
 use crate::store::Store;
@@ -41,6 +42,8 @@ pub struct Sticks {
     pub joined: Option<Joined>,
     /// Time floor.
     pub floor: Floor,
+    /// Hands network settings over.
+    pub networks: Networks,
     /// Where news go.
     pub news: mpsc::Sender<News>,
 }
@@ -184,11 +187,12 @@ impl Sticks {
         } = taken;
         let document = &joined.document;
         self.floor.raise(document.floor);
-        if let Err(error) = network::write_config(&self.options.run_path(path::NETWORK), &document.network) {
+        let before = self.joined.as_ref().map(|joined| &joined.document.network);
+        if let Err(error) = self.networks.take_from_pack(&document.network, before) {
             self.journal.announce(
                 "NetworkFailed",
                 "pack",
-                &format!("the network settings were not taken: {error}"),
+                &format!("the network settings were not taken: {}", crate::words(&error)),
             );
         }
         let fabric = joined.member.fabric.short();

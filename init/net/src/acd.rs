@@ -243,7 +243,7 @@ mod tests {
         let mut acd = Acd::probing(OURS, ADDRESS, 0);
         let mut acts = Vec::new();
         while let Some(due) = acd.due() {
-            assert_eq!(acd.tick(due.wrapping_sub(1)).filter(|_| due > 0), None);
+            assert!(due == 0 || acd.tick(due - 1).is_none());
             acts.extend(acd.tick(due).map(|act| (due, act)));
         }
         let times: Vec<u64> = acts.iter().map(|(at, _)| *at).collect();

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use beemesh_init_api::{NetworkConfig, NetworkStatus, path};
 use futures::StreamExt;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::arp::{Guard, Verdict};
@@ -38,11 +38,14 @@ const METRIC: u32 = 100;
 const METRIC6: u32 = 1_024;
 
 /// How the program was called.
+#[derive(Clone)]
 pub struct Options {
     /// Where the files of `init/api` lie.
     pub run: PathBuf,
     /// Treat links that programs made like hardware.
     pub with_virtual: bool,
+    /// Pretend clocks that show this, in seconds since the Unix epoch.
+    pub clock: Option<i64>,
 }
 
 /// A task that ends with the value.
@@ -128,11 +131,12 @@ pub struct Reconciler {
     reports: mpsc::Receiver<(u32, Report)>,
     mtu_before: BTreeMap<String, u32>,
     make_again: Option<Instant>,
+    servers: watch::Sender<Vec<IpAddr>>,
 }
 
 impl Reconciler {
-    /// Opens the kernel's socket. Nothing is changed yet.
-    pub fn open(options: Options) -> anyhow::Result<Self> {
+    /// Opens the kernel's socket. Nothing is changed yet. `servers` is told which NTP servers there are.
+    pub fn open(options: Options, servers: watch::Sender<Vec<IpAddr>>) -> anyhow::Result<Self> {
         let (kernel, changes) = Kernel::open().context("failed to open the kernel's network socket")?;
         let at = |path| options.run.join(name_of(path));
         let config = ConfigFiles::at(at(path::NETWORK), at(path::NETWORK_TRIAL));
@@ -149,6 +153,7 @@ impl Reconciler {
             mtu_before: mtu_before.collect(),
             applied: BTreeMap::new(),
             make_again: None,
+            servers,
             options,
             kernel,
             changes,
@@ -170,6 +175,12 @@ impl Reconciler {
                 self.reporter
                     .report(&self.kernel, &mut self.applied, &self.plans)
                     .await?;
+                let servers = &self.reporter.ntp;
+                self.servers.send_if_modified(|known| {
+                    let other = known != servers;
+                    known.clone_from(servers);
+                    other
+                });
                 dirty = false;
             }
             tokio::select! {

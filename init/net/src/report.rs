@@ -26,6 +26,8 @@ pub struct Reporter {
     refused: Option<String>,
     /// Cards that the config names and the machine does not have.
     pub missing: Vec<String>,
+    /// NTP servers, as of the last report.
+    pub ntp: Vec<IpAddr>,
     /// Links that are not made yet, and why.
     pub waiting: Vec<(String, String)>,
 }
@@ -39,6 +41,7 @@ impl Reporter {
             trial: None,
             refused: None,
             missing: Vec::new(),
+            ntp: Vec::new(),
             waiting: Vec::new(),
         }
     }
@@ -106,7 +109,8 @@ impl Reporter {
         }
         let texts = |list: &[IpAddr]| distinct(list).iter().map(IpAddr::to_string).collect();
         status.dns = texts(&dns);
-        status.ntp = texts(&ntp);
+        self.ntp = distinct(&ntp);
+        status.ntp = texts(&self.ntp);
         status.search = distinct(&search);
         let texts = (serde_json::to_string(&status)?, resolv_conf(&dns, &search));
         if texts.0 != self.written.0 {

@@ -84,13 +84,15 @@ fn address_in_use_is_defended_once_and_then_given_up() {
 fn leased_address_of_another_host_is_declined_and_another_one_is_taken() {
     let mut site = Site::new();
     // A host that the server does not know of.
-    site.in_server("addr add 10.77.0.50/24 dev s0");
-    site.start_dhcp("s0", "10.77.0.50,10.77.0.51", &["--dhcp-sequential-ip"]);
+    if !site.add_host("10.77.0.50/24") {
+        return;
+    }
+    site.start_dhcp("sw", "10.77.0.50,10.77.0.51", &["--dhcp-sequential-ip"]);
     site.start_net();
     site.wait("another address", 60, |s| s.has("10.77.0.51/24"));
     assert!(!site.has("10.77.0.50"));
-    let log = site.read("dhcp-s0.log");
-    assert!(log.contains("DHCPDECLINE(s0) 10.77.0.50"), "{log}");
+    let log = site.read("dhcp-sw.log");
+    assert!(log.contains("DHCPDECLINE(sw) 10.77.0.50"), "{log}");
     assert!(
         site.read("net.log").contains("has leased `10.77.0.50`, which"),
         "{}",

@@ -17,7 +17,7 @@ fn bridge_of_two_cards_has_the_address_and_goes_when_it_is_not_wanted_any_more()
     site.configure(&bridge);
     site.start_net();
     site.wait("address of the bridge", 10, |s| {
-        s.in_node("-o addr show dev br0").contains("10.77.0.11/24")
+        s.link_has("br0", "10.77.0.11/24")
     });
     for member in ["n0", "n1"] {
         assert!(
@@ -46,9 +46,7 @@ fn bridge_of_two_cards_has_the_address_and_goes_when_it_is_not_wanted_any_more()
         r#"{{"links":[{{"mac":"{NODE_MAC}","addresses":["10.77.0.12/24"]}}],"dhcp_others":false}}"#
     ));
     site.wait("no bridge", 5, |s| !s.in_node("link").contains("br0"));
-    site.wait("address of the card", 5, |s| {
-        s.in_node("-o addr show dev n0").contains("10.77.0.12/24")
-    });
+    site.wait("address of the card", 5, |s| s.link_has("n0", "10.77.0.12/24"));
 }
 
 #[test]
@@ -64,9 +62,7 @@ fn vlan_carries_its_address_tagged() {
         r#"{{"links":[{{"mac":"{NODE_MAC}"}},{{"name":"lan7","vlan":{{"on":"{NODE_MAC}","id":7}},"addresses":["10.7.0.5/24"],"gateway":"10.7.0.1"}}]}}"#
     ));
     site.start_net();
-    site.wait("address", 10, |s| {
-        s.in_node("-o addr show dev lan7").contains("10.7.0.5/24")
-    });
+    site.wait("address", 10, |s| s.link_has("lan7", "10.7.0.5/24"));
     site.wait("route", 5, |s| {
         s.in_node("route").contains("default via 10.7.0.1 dev lan7")
     });
@@ -93,9 +89,7 @@ fn bond_goes_on_when_one_of_its_cables_is_pulled() {
         r#"{{"links":[{{"name":"bond0","bond":{{"members":["{NODE_MAC}","{SECOND_MAC}"]}},"addresses":["10.77.0.11/24"]}}]}}"#
     ));
     site.start_net();
-    site.wait("address", 10, |s| {
-        s.in_node("-o addr show dev bond0").contains("10.77.0.11/24")
-    });
+    site.wait("address", 10, |s| s.link_has("bond0", "10.77.0.11/24"));
     let reaches = |s: &Site| {
         let ping = [
             "netns",
@@ -119,7 +113,7 @@ fn bond_goes_on_when_one_of_its_cables_is_pulled() {
     site.wait("reaches the server", 10, reaches);
     site.in_server("link set s0 down");
     site.wait("reaches it over the other card", 10, reaches);
-    assert!(site.in_node("-o addr show dev bond0").contains("10.77.0.11/24"));
+    assert!(site.link_has("bond0", "10.77.0.11/24"));
 }
 
 #[test]

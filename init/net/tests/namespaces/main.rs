@@ -2,6 +2,7 @@
 //! root, `ip` and `dnsmasq`; without them it fails and says so.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod clocks;
 mod conflicts;
 mod links;
 mod site;

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use beemesh_init_api::{LinkStatus, NetworkStatus};
+use beemesh_init_api::{LinkStatus, NetworkStatus, TimeStatus};
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 pub const NODE_MAC: &str = "02:00:00:00:00:0a";
@@ -16,6 +16,7 @@ pub struct Site {
     pub server: String,
     pub run: tempfile::TempDir,
     children: Vec<Child>,
+    others: Vec<String>,
 }
 
 pub fn ip(arguments: &str) -> String {
@@ -49,6 +50,7 @@ impl Site {
             server,
             run: tempfile::tempdir().unwrap(),
             children: Vec::new(),
+            others: Vec::new(),
         };
         site.cable("n0", NODE_MAC, "s0");
         site.in_server("addr add 10.77.0.1/24 dev s0");
@@ -83,14 +85,52 @@ impl Site {
     }
 
     pub fn start_net(&mut self) {
+        // 2026-11-20; the machine's own clocks are never touched.
+        self.start_net_at(1_795_132_800);
+    }
+
+    pub fn start_net_at(&mut self, unix: i64) {
         let run = self.run.path().display().to_string();
-        let arguments = ["--run".to_owned(), run, "--virtual".to_owned()];
+        let arguments = ["--run", &run, "--virtual", "--clock", &unix.to_string()].map(str::to_owned);
         self.start(
             &self.node.clone(),
             env!("CARGO_BIN_EXE_beemesh-net"),
             &arguments,
             "net.log",
         );
+    }
+
+    /// Another host on the cable: the server's end becomes a switch, `sw`, with the server's address. `false`: see
+    /// [`Site::can_make`].
+    pub fn add_host(&mut self, address: &str) -> bool {
+        if !self.can_make("bridge", "") {
+            return false;
+        }
+        let (server, other) = (self.server.clone(), format!("{}o", self.server));
+        ip(&format!("netns add {other}"));
+        self.others.push(other.clone());
+        ip(&format!(
+            "link add t0 netns {other} type veth peer name s9 netns {server}"
+        ));
+        ip(&format!("-n {other} addr add {address} dev t0"));
+        ip(&format!("-n {other} link set t0 up"));
+        self.in_server("link add name sw type bridge");
+        self.in_server("addr flush dev s0");
+        for port in ["s0", "s9"] {
+            self.in_server(&format!("link set {port} master sw"));
+            self.in_server(&format!("link set {port} up"));
+        }
+        self.in_server("addr add 10.77.0.1/24 dev sw");
+        self.in_server("link set sw up");
+        true
+    }
+
+    /// Whether a link of the node, which need not be there, has an address.
+    pub fn link_has(&self, link: &str, address: &str) -> bool {
+        let addresses = self.in_node("-o addr");
+        addresses
+            .lines()
+            .any(|line| line.split_whitespace().nth(1) == Some(link) && line.contains(address))
     }
 
     /// Ends what was started last, without a chance to clean up.
@@ -164,6 +204,10 @@ impl Site {
         serde_json::from_str(&self.read("network-status.json")).unwrap_or_default()
     }
 
+    pub fn time_status(&self) -> Option<TimeStatus> {
+        serde_json::from_str(&self.read("time-status.json")).ok()
+    }
+
     pub fn status(&self, link: &str) -> Option<LinkStatus> {
         let status: NetworkStatus = serde_json::from_str(&self.read("network-status.json")).ok()?;
         status.links.into_iter().find(|l| l.name == link)
@@ -195,7 +239,7 @@ impl Drop for Site {
             let _ = child.kill();
             let _ = child.wait();
         }
-        for namespace in [&self.node, &self.server] {
+        for namespace in self.others.iter().chain([&self.node, &self.server]) {
             let _ = Command::new("ip").args(["netns", "del", namespace]).status();
         }
     }
