@@ -14,7 +14,7 @@ use beemesh_agent_api::network::{
 };
 use beemesh_ids::NodeName;
 use beemesh_init_api::trial::{TrialCommand, TrialEvent, TrialRefusal, Trials};
-use beemesh_init_api::{NetworkConfig, NetworkStatus, NetworkTrial, path};
+use beemesh_init_api::{NetworkConfig, NetworkStatus, path};
 use beemesh_joinpack_format::{Envelope, Role, RootChain, limits};
 use hyper::StatusCode;
 use serde::de::DeserializeOwned;
@@ -306,20 +306,10 @@ fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
     serde_json::from_slice(&bytes).ok()
 }
 
-/// The trial's document, for tests of what is in use.
-#[cfg(test)]
-fn in_use(networks: &Networks) -> NetworkConfig {
-    let inner = networks.lock();
-    let confirmed: NetworkConfig = read(&inner.config).unwrap_or_default();
-    let trial: Option<NetworkTrial> = read(&inner.trial);
-    beemesh_init_api::trial::in_use(&confirmed, trial.as_ref(), clock::boot_ms())
-        .0
-        .clone()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use beemesh_init_api::NetworkTrial;
     use beemesh_joinpack_format::{RoleSpec, Root, SecretKey, Timestamp};
     use clap::Parser as _;
 
@@ -338,6 +328,16 @@ mod tests {
 
     fn id(number: u8) -> String {
         format!("01J0000000000000000000000{number}")
+    }
+
+    /// What `beemesh-net` uses, by the documents alone.
+    fn in_use(networks: &Networks) -> NetworkConfig {
+        let inner = networks.lock();
+        let confirmed: NetworkConfig = read(&inner.config).unwrap_or_default();
+        let trial: Option<NetworkTrial> = read(&inner.trial);
+        beemesh_init_api::trial::in_use(&confirmed, trial.as_ref(), clock::boot_ms())
+            .0
+            .clone()
     }
 
     impl Box {

@@ -1,6 +1,6 @@
 //! Options and the order in which the parts are started.
 
-use crate::clock::Floor;
+use crate::clock::{Floor, FloorKeeper};
 use crate::images::Images;
 use crate::join::{DOCUMENT, FabricDocument, Joined};
 use crate::journal::Journal;
@@ -86,6 +86,7 @@ pub async fn run(options: Options) -> Result<()> {
         identity::built(),
         joined.as_ref().map(|joined| joined.document.floor),
     );
+    let floors = FloorKeeper::open(store.clone(), options.run_path(path::TIME_FLOOR), floor);
     if let Some(joined) = &joined {
         let handed = networks.start(&joined.document.network);
         handed.context("failed to hand over the network settings")?;
@@ -100,6 +101,7 @@ pub async fn run(options: Options) -> Result<()> {
         images,
         joined: joined.clone(),
         floor,
+        floors: floors.clone(),
         networks: networks.clone(),
         news,
     };
@@ -111,6 +113,7 @@ pub async fn run(options: Options) -> Result<()> {
         store,
         key,
         runtime,
+        floors,
         context,
         site,
         questions,

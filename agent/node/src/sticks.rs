@@ -3,7 +3,7 @@
 //! A stick is judged once for each time it is inserted. Whatever becomes of it is said on the console and written to
 //! the stick as a receipt; what the box runs is not touched by a bad stick.
 
-use crate::clock::{self, Floor};
+use crate::clock::{self, Floor, FloorKeeper};
 use crate::images::Images;
 use crate::join::{Applicant, DOCUMENT, Joined, plan};
 use crate::journal::Journal;
@@ -42,6 +42,8 @@ pub struct Sticks {
     pub joined: Option<Joined>,
     /// Time floor.
     pub floor: Floor,
+    /// Hands the floor over.
+    pub floors: FloorKeeper,
     /// Hands network settings over.
     pub networks: Networks,
     /// Where news go.
@@ -187,6 +189,7 @@ impl Sticks {
         } = taken;
         let document = &joined.document;
         self.floor.raise(document.floor);
+        self.floors.raise_to(self.floor);
         let before = self.joined.as_ref().map(|joined| &joined.document.network);
         if let Err(error) = self.networks.take_from_pack(&document.network, before) {
             self.journal.announce(
