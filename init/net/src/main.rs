@@ -12,9 +12,10 @@ mod dhcp;
 mod dhcp6;
 mod kernel;
 mod plan;
+mod ra;
 mod reconcile;
 mod report;
-mod watch;
+mod settings;
 
 use std::path::PathBuf;
 

@@ -19,8 +19,9 @@ use crate::dhcp::{self, Lease};
 use crate::dhcp6;
 use crate::kernel::{Changes, EXISTS, Kernel, KernelError, accept_advertisements};
 use crate::plan::{Cidr, Link, LinkPlan, MadeKind, Plans, Route, mac_text};
+use crate::ra::{self, Advertised};
 use crate::report::{Reporter, WAITING, chain, name_of};
-use crate::watch::ConfigFiles;
+use crate::settings::ConfigFiles;
 
 /// How often the config files are looked at.
 const POLL: Duration = Duration::from_millis(200);
@@ -75,6 +76,8 @@ pub enum Report {
     Leased6(Lease),
     /// The same for DHCPv6.
     Without6(String),
+    /// What routers say of DNS.
+    Advertised(Advertised),
     /// Nobody else has this fixed address.
     Free(Ipv4Addr),
     /// Another host has it, or it cannot be found out; in words.
@@ -104,6 +107,8 @@ pub struct Applied {
     pub lease: Option<Lease>,
     /// Its DHCPv6 lease.
     pub lease6: Option<Lease>,
+    /// What routers say of DNS.
+    pub advertised: Advertised,
     /// What goes wrong.
     pub troubles: BTreeMap<Trouble, String>,
     /// When it was first seen.
@@ -335,6 +340,11 @@ impl Reconciler {
             tasks: Vec::new(),
             retry_at: None,
             troubles: BTreeMap::new(),
+            advertised: before
+                .as_ref()
+                .map(|b| b.advertised.clone())
+                .filter(|_| plan.slaac)
+                .unwrap_or_default(),
             since: before.as_ref().map_or_else(Instant::now, |b| b.since),
             said: before.as_ref().and_then(|b| b.said.clone()),
             mtu_before: self.mtu_before.get(&link.name).copied(),
@@ -416,6 +426,9 @@ impl Reconciler {
                 }
             }
         }
+        if plan.slaac && plan.member_of.is_none() && link.carrier {
+            applied.tasks.push(ra::spawn(&link, self.sender.clone()));
+        }
         if plan.dhcp && link.carrier {
             applied.tasks.push(dhcp::spawn(&link, self.sender.clone()));
         }
@@ -474,6 +487,10 @@ impl Reconciler {
                 applied.lease6 = None;
                 applied.troubles.insert(Trouble::Dhcp6, words);
                 self.take_lease(&mut applied).await
+            }
+            Report::Advertised(advertised) if applied.plan.slaac => {
+                applied.advertised = advertised;
+                Ok(())
             }
             Report::Free(address) if fixed(&applied.plan, address).is_some() => {
                 applied.troubles.remove(&Trouble::Address(address));

@@ -59,7 +59,7 @@ impl Reporter {
     pub fn trial(&mut self, trial: Option<String>) {
         match (&self.trial, &trial) {
             (None, Some(_)) => self.say("network: new settings are tried"),
-            (Some(_), None) => self.say("network: the settings that were tried are not in use any more"),
+            (Some(_), None) => self.say("network: the trial is over"),
             _ => {}
         }
         self.trial = trial;
@@ -94,6 +94,8 @@ impl Reporter {
                 search.extend(lease.search.iter().cloned());
                 ntp.extend(&lease.ntp);
             }
+            dns.extend(applied.advertised.servers());
+            search.extend(applied.advertised.domains());
             let seen = kernel.addresses_seen(*index).await?;
             let link = link_status(applied, &seen);
             let line = sentence(applied, &link);

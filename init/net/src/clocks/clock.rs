@@ -13,7 +13,7 @@ use time::{Date, Month, OffsetDateTime, Time};
 const RTC: &str = "/dev/rtc0";
 
 /// A system clock and an RTC.
-pub trait Clock: Send {
+pub trait Clock: Send + Sync {
     /// The system clock, in microseconds since the Unix epoch.
     fn now_us(&self) -> i64;
     /// Sets it.

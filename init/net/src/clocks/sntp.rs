@@ -63,7 +63,12 @@ pub fn read(packet: &[u8], cookie: u64, sent_us: i64, heard_us: i64, floor: i64)
     };
     let long = |at: usize| Ok::<u64, Refusal>((u64::from(word(at)?) << 32) | u64::from(word(at + 4)?));
     let head = word(0)?;
-    let (leap, version, mode, stratum) = (head >> 30, head >> 27 & 7, head >> 24 & 7, head >> 16 & 0xff);
+    let (leap, version, mode, stratum) = (
+        head >> 30,
+        (head >> 27) & 7,
+        (head >> 24) & 7,
+        (head >> 16) & 0xff,
+    );
     if mode != 4 || !(3..=4).contains(&version) || long(24)? != cookie {
         return Err(Refusal::Foreign);
     }
@@ -91,7 +96,7 @@ fn unix_us(timestamp: u64, floor: i64) -> i64 {
     // A day of tolerance: a server slightly behind the floor shall not seem to be a century ahead.
     let eras = (floor.saturating_sub(86_400) - seconds).max(0);
     let eras = eras / ERA + i64::from(eras % ERA != 0);
-    let micros = i64::try_from((timestamp & 0xffff_ffff) * 1_000_000 >> 32).unwrap_or(0);
+    let micros = i64::try_from(((timestamp & 0xffff_ffff) * 1_000_000) >> 32).unwrap_or(0);
     (seconds + eras * ERA)
         .saturating_mul(1_000_000)
         .saturating_add(micros)

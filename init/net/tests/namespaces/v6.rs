@@ -33,6 +33,7 @@ fn advertised_prefix_gives_an_address_and_a_default_route() {
         s.status("n0")
             .is_some_and(|l| l.source == "slaac" && l.error.is_none())
     });
+    site.wait("dns server", 10, |s| s.network_status().dns == ["fd77::53"]);
     site.configure(&format!(
         r#"{{"links":[{{"mac":"{NODE_MAC}","slaac":false,"addresses":["10.77.0.11/24"]}}],"dhcp_others":false}}"#
     ));
