@@ -8,6 +8,7 @@ mod document;
 mod fault;
 mod locate;
 pub mod manifest;
+pub mod network;
 pub mod quantity;
 pub mod record;
 pub mod shim;

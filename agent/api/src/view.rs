@@ -141,6 +141,12 @@ pub mod path {
     /// GET: images of this node ([`super::ImageView`]). POST: import an OCI archive (body: tar), needs an operator;
     /// answers with the array of the imported images.
     pub const IMAGES: &str = "/v1/images";
+    /// GET: the answering node's network ([`crate::network::NetworkView`]). POST: a DSSE envelope around a
+    /// [`crate::network::NetworkChange`] for that node; 202 with `{"accepted": true}`; 409 where it is for another node,
+    /// not newer than the last, or where no such trial runs.
+    pub const NETWORK: &str = "/v1/network";
+    /// GET: the answering node's time ([`crate::network::TimeView`]).
+    pub const TIME: &str = "/v1/time";
 }
 
 /// A command to run in a container.

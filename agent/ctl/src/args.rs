@@ -77,6 +77,31 @@ Examples:
   bmctl images
   bmctl images import nginx.tar     an OCI archive, as `skopeo copy docker://nginx oci-archive:nginx.tar` writes it";
 
+const NETWORK_HELP: &str = "\
+Settings are tried first: they are in use at once, and the node takes them back by itself unless you confirm them
+in time. So a mistake that cuts the node off heals itself; so does a reboot.
+
+Examples:
+  bmctl network show
+  bmctl network show -o yaml                    with the settings as `try` takes them
+  bmctl network try -f lan.yaml --for 60s && bmctl network confirm
+
+A file with a static card, a VLAN on it, and a bridge of two other cards:
+  links:
+  - {mac: '52:54:00:00:00:01', addresses: [10.0.0.5/24], gateway: 10.0.0.1, dns: [10.0.0.2], mtu: 1500}
+  - {name: lan7, vlan: {on: '52:54:00:00:00:01', id: 7}, dhcp: true}
+  - {name: br0, bridge: {members: ['52:54:00:00:00:02', '52:54:00:00:00:03']}, dhcp: true, dhcp6: true}
+  dhcp_others: false
+  ntp: [10.0.0.3]";
+
+const TIME_HELP: &str = "\
+SOURCE is `ntp` (a server of the network settings or of DHCP), `rtc` (the machine's own clock, which is plausible) or
+`floor` (the newest time that a signature vouches for, counted on). FLOOR is the time that is certainly past.
+
+Examples:
+  bmctl time
+  bmctl time -o json";
+
 /// Looks after a Beemesh fabric: its nodes, and the pods that run on them.
 #[derive(Debug, Parser)]
 #[command(name = "bmctl", version, after_help = ROOT_HELP, max_term_width = 110)]
@@ -203,12 +228,47 @@ pub enum Command {
         #[arg(short, long)]
         follow: bool,
     },
+    /// Shows or changes the network settings of the node that is asked
+    #[command(after_help = NETWORK_HELP)]
+    Network {
+        /// What to do
+        #[command(subcommand)]
+        command: NetworkCommand,
+    },
+    /// Shows the time of the node that is asked, and where it is from
+    #[command(after_help = TIME_HELP)]
+    Time,
     /// Lists a node's images, or brings one to it
     #[command(after_help = IMAGES_HELP)]
     Images {
         /// What to do instead of listing
         #[command(subcommand)]
         command: Option<ImagesCommand>,
+    },
+}
+
+/// What can be done with a node's network.
+#[derive(Debug, Subcommand)]
+pub enum NetworkCommand {
+    /// Shows links, addresses and servers
+    Show,
+    /// Uses settings at once, and takes them back unless they are confirmed
+    Try {
+        /// File with the settings, YAML or JSON; `-` for standard input
+        #[arg(short, long = "filename", value_name = "FILE")]
+        file: PathBuf,
+        /// For how long, 5s to 1h
+        #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration, default_value = "60s")]
+        duration: Duration,
+        /// Print what would be sent, signed as it would be, and send nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Keeps the settings that are tried
+    Confirm {
+        /// Print what would be sent, signed as it would be, and send nothing
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 
@@ -280,6 +340,9 @@ mod tests {
             "bmctl exec pod",
             "bmctl nodes --timeout 5",
             "bmctl nodes -o xml",
+            "bmctl network",
+            "bmctl network try",
+            "bmctl network try -f a --for 60",
         ] {
             assert!(Bmctl::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

@@ -5,6 +5,7 @@
 //! read from the opened file, so what is checked is what is read.
 
 use crate::failure::{Class, Failure};
+use beemesh_agent_api::network::{NETWORK_PAYLOAD_TYPE, NetworkChange};
 use beemesh_agent_api::record::{CHANGE_PAYLOAD_TYPE, Change};
 use beemesh_ids::FabricId;
 use beemesh_joinpack_format::limits::OPERATOR_LIMIT;
@@ -122,6 +123,15 @@ impl Operator {
     /// The fabric's root chain.
     pub fn roots(&self) -> &RootChain {
         &self.roots
+    }
+
+    /// Signs a change of a node's network.
+    ///
+    /// # Errors
+    /// A change that cannot be written as JSON.
+    pub fn sign_network(&self, change: &NetworkChange) -> Result<Envelope, serde_json::Error> {
+        let payload = serde_json::to_vec(change)?;
+        Ok(Envelope::sign(NETWORK_PAYLOAD_TYPE, &payload, &[self.key()]))
     }
 
     /// Signs a change.

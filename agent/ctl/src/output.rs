@@ -24,6 +24,26 @@ pub fn render_list<T: Serialize>(
     }
 }
 
+/// One finished document in `format`; `text` writes it for people, with its end.
+///
+/// # Errors
+/// A value that cannot be serialised.
+pub fn render_document<T: Serialize>(
+    format: Format,
+    document: &T,
+    text: impl FnOnce(&T) -> String,
+) -> Result<String, Failure> {
+    match format {
+        Format::Table => Ok(text(document)),
+        Format::Json => {
+            let text =
+                serde_json::to_string_pretty(document).map_err(|error| unprintable().because(error))?;
+            Ok(text + "\n")
+        }
+        Format::Yaml => yaml(document),
+    }
+}
+
 /// One item of a stream in `format`; `line` writes it for people, with its end.
 ///
 /// # Errors

@@ -1,8 +1,10 @@
 //! Tables for people: nodes, pods, events, images, changes. Columns and their order are stable, scripts should still
 //! prefer `-o json`. Invariant: a cell never holds a control character, whatever the node sent.
 
+use beemesh_agent_api::network::{NetworkView, TimeView};
 use beemesh_agent_api::shim::Phase;
 use beemesh_agent_api::view::{Assurance, EventView, ImageView, LogLine, NodeStatus, NodeView, PodView};
+use beemesh_init_api::time::{RtcState, TimeSource};
 use comfy_table::{ContentArrangement, Table, presets};
 use time::format_description::BorrowedFormatItem;
 use time::{OffsetDateTime, macros::format_description};
@@ -141,6 +143,88 @@ pub(crate) fn pods(pods: &[PodView], with_namespace: bool) -> String {
         row
     };
     draw(&header, pods.iter().map(row))
+}
+
+/// Links, servers, and the trial that runs.
+pub(crate) fn network(view: &NetworkView) -> String {
+    let row = |link: &beemesh_init_api::LinkStatus| {
+        vec![
+            link.name.clone(),
+            link.kind.clone(),
+            link.mac.clone(),
+            link.addresses.join(","),
+            link.source.clone(),
+            if link.mtu == 0 {
+                String::new()
+            } else {
+                link.mtu.to_string()
+            },
+            link.error.clone().unwrap_or_else(|| "ok".to_owned()),
+        ]
+    };
+    let header = ["LINK", "KIND", "MAC", "ADDRESSES", "SOURCE", "MTU", "STATE"];
+    let mut text = draw(&header, view.status.links.iter().map(row));
+    let mut line = |name: &str, value: &str| text.push_str(&format!("{name}: {}\n", visible(value)));
+    line("dns", &view.status.dns.join(" "));
+    line("search", &view.status.search.join(" "));
+    line("ntp", &view.status.ntp.join(" "));
+    if let Some(trial) = &view.trial {
+        let left = trial.remaining_ms.div_ceil(1000);
+        line(
+            "trial",
+            &format!("{}, taken back in {left}s unless it is confirmed", trial.id),
+        );
+    }
+    if let Some(refused) = &view.status.refused {
+        line("refused", refused);
+    }
+    text
+}
+
+/// The time of a node and why it is that.
+pub(crate) fn clock(view: &TimeView) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| text.push_str(&format!("{name:<8}{}\n", visible(value)));
+    line("time", &time(view.now_ms));
+    let Some(status) = &view.status else {
+        line("source", "unknown: nothing on this machine looks after its clock");
+        return text;
+    };
+    let source = match status.source {
+        TimeSource::Floor => "floor",
+        TimeSource::Rtc => "rtc",
+        TimeSource::Ntp => "ntp",
+    };
+    line("source", &format!("{source}: {}", status.reason));
+    if let Some(server) = &status.server {
+        let offset = status.offset_us.map_or_else(String::new, |us| {
+            format!(
+                ", offset {}{}.{:03}ms",
+                if us < 0 { "-" } else { "+" },
+                us.unsigned_abs() / 1000,
+                us.unsigned_abs() % 1000
+            )
+        });
+        let heard = status.heard_ms.map_or_else(String::new, |ms| {
+            format!(", heard {}s ago", view.up_ms.saturating_sub(ms) / 1000)
+        });
+        line("server", &format!("{server}{offset}{heard}"));
+    }
+    line(
+        "floor",
+        &time(u64::try_from(status.floor).unwrap_or(0).saturating_mul(1000)),
+    );
+    line(
+        "rtc",
+        match status.rtc {
+            RtcState::Absent => "absent",
+            RtcState::Plausible => "plausible",
+            RtcState::Behind => "behind the floor",
+            RtcState::Ahead => "absurdly ahead",
+            RtcState::Written => "written",
+        },
+    );
+    text
 }
 
 pub(crate) fn images(images: &[ImageView]) -> String {

@@ -13,6 +13,7 @@ mod journal;
 mod ledger;
 mod member;
 mod network;
+mod networks;
 mod query;
 mod rest;
 mod start;

@@ -61,6 +61,8 @@ pub struct Part {
     pub key: Arc<NodeKey>,
     /// Runs pods.
     pub runtime: Arc<dyn Runtime>,
+    /// What signed records say of the time.
+    pub floors: clock::FloorKeeper,
     /// For REST over streams and TLS.
     pub context: rest::Context,
     /// Where the fabric is published for REST.
@@ -588,6 +590,9 @@ impl Driver {
                 change.fabric.short()
             ));
         }
+        self.part
+            .floors
+            .raise_by_record(&change.id, self.joined.document.floor);
         Ok(change)
     }
 

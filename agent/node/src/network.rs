@@ -1,10 +1,8 @@
-//! Chooses the network settings of this box from a pack and hands them to `beemesh-net`.
+//! Chooses the network settings of this box from a pack, and reads which addresses it has.
 
-use crate::store::write_atomic;
 use beemesh_init_api::{LinkConfig, NetworkConfig};
 use beemesh_joinpack_format::{Manifest, NodeEntry};
 use std::fs;
-use std::io;
 use std::path::Path;
 
 /// The MAC addresses of this box's network cards, lower case, without loopback and pod links.
@@ -44,17 +42,12 @@ pub fn config_for(entry: Option<&NodeEntry>) -> NetworkConfig {
         addresses: network.addresses.clone(),
         gateway: network.gateway.clone(),
         dns: network.dns.clone(),
+        ..LinkConfig::default()
     };
     NetworkConfig {
         links: vec![link],
-        dhcp_others: true,
+        ..NetworkConfig::default()
     }
-}
-
-/// Hands the settings over.
-pub fn write_config(path: &Path, config: &NetworkConfig) -> io::Result<()> {
-    let bytes = serde_json::to_vec_pretty(config).map_err(io::Error::other)?;
-    write_atomic(path, &bytes, 0o644)
 }
 
 /// The addresses of this box without their prefix lengths, as `beemesh-net` reports them.

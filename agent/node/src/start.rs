@@ -1,14 +1,15 @@
 //! Options and the order in which the parts are started.
 
-use crate::clock::Floor;
+use crate::clock::{Floor, FloorKeeper};
 use crate::images::Images;
 use crate::join::{DOCUMENT, FabricDocument, Joined};
 use crate::journal::Journal;
+use crate::networks::Networks;
 use crate::query::QUERIES;
 use crate::sticks::{News, Sticks};
 use crate::store::Store;
 use crate::supervisor::{Pulse, Supervisor};
-use crate::{identity, member, network, rest};
+use crate::{identity, member, rest};
 use anyhow::{Context as _, Result};
 use beemesh_agent_runtime::{ContainerRuntime, Runtime, RuntimeConfig};
 use beemesh_init_api::path;
@@ -67,7 +68,9 @@ pub async fn run(options: Options) -> Result<()> {
 
     let (queries, questions) = mpsc::channel(QUERIES);
     let (site, watching) = watch::channel(None);
+    let networks = Networks::open(&options, store.clone(), journal.clone());
     let context = rest::Context {
+        networks: networks.clone(),
         queries,
         journal: journal.clone(),
         runtime: Arc::clone(&runtime),
@@ -85,9 +88,10 @@ pub async fn run(options: Options) -> Result<()> {
         identity::built(),
         joined.as_ref().map(|joined| joined.document.floor),
     );
+    let floors = FloorKeeper::open(store.clone(), options.run_path(path::TIME_FLOOR), floor);
     if let Some(joined) = &joined {
-        network::write_config(&options.run_path(path::NETWORK), &joined.document.network)
-            .context("failed to hand over the network settings")?;
+        let handed = networks.start(&joined.document.network);
+        handed.context("failed to hand over the network settings")?;
     }
     supervisor.status(match &joined {
         Some(_) => "member of a fabric",
@@ -103,8 +107,11 @@ pub async fn run(options: Options) -> Result<()> {
         images,
         joined: joined.clone(),
         floor,
+        floors: floors.clone(),
+        networks: networks.clone(),
         news,
     };
+    let trials = tokio::spawn(networks.take_back_trials());
     let sticks = tokio::spawn(sticks.run());
     let part = member::Part {
         options,
@@ -112,6 +119,7 @@ pub async fn run(options: Options) -> Result<()> {
         store,
         key,
         runtime,
+        floors,
         context,
         site,
         questions,
@@ -130,6 +138,7 @@ pub async fn run(options: Options) -> Result<()> {
         }
         ended = watch => ended,
         ended = unix => ended?.context("the REST socket ended"),
+        ended = trials => ended.context("the network task ended"),
         ended = sticks => ended.context("the stick task ended"),
         ended = member => ended?.context("the member task ended"),
     }

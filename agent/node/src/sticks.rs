@@ -3,10 +3,11 @@
 //! A stick is judged once for each time it is inserted. Whatever becomes of it is said on the console and written to
 //! the stick as a receipt; what the box runs is not touched by a bad stick.
 
-use crate::clock::{self, Floor};
+use crate::clock::{self, Floor, FloorKeeper};
 use crate::images::Images;
 use crate::join::{Applicant, DOCUMENT, Joined, plan};
 use crate::journal::Journal;
+use crate::networks::Networks;
 use crate::start::Options;
 use crate::stick::{self, StickError};
 use crate::store::Store;
@@ -41,6 +42,10 @@ pub struct Sticks {
     pub joined: Option<Joined>,
     /// Time floor.
     pub floor: Floor,
+    /// Hands the floor over.
+    pub floors: FloorKeeper,
+    /// Hands network settings over.
+    pub networks: Networks,
     /// Where news go.
     pub news: mpsc::Sender<News>,
 }
@@ -184,11 +189,13 @@ impl Sticks {
         } = taken;
         let document = &joined.document;
         self.floor.raise(document.floor);
-        if let Err(error) = network::write_config(&self.options.run_path(path::NETWORK), &document.network) {
+        self.floors.raise_to(self.floor);
+        let before = self.joined.as_ref().map(|joined| &joined.document.network);
+        if let Err(error) = self.networks.take_from_pack(&document.network, before) {
             self.journal.announce(
                 "NetworkFailed",
                 "pack",
-                &format!("the network settings were not taken: {error}"),
+                &format!("the network settings were not taken: {}", crate::words(&error)),
             );
         }
         let fabric = joined.member.fabric.short();

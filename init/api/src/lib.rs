@@ -2,6 +2,14 @@
 //!
 //! Init knows nothing of the agent but that it is a service; the agent knows nothing of init but this crate.
 
+pub mod network;
+pub mod time;
+pub mod trial;
+
+pub use network::{LinkConfig, LinkStatus, NetworkConfig, NetworkStatus};
+pub use time::{TimeFloor, TimeStatus};
+pub use trial::NetworkTrial;
+
 use serde::{Deserialize, Serialize};
 
 /// Paths that exist in a running system.
@@ -16,8 +24,17 @@ pub mod path {
     pub const STICK_STATUS: &str = "/run/beemesh/stick.json";
     /// Written by the agent (atomic rename): [`super::NetworkConfig`] as JSON. `beemesh-net` applies each new content.
     pub const NETWORK: &str = "/run/beemesh/network.json";
+    /// Written by the agent (atomic rename) while a config is tried: [`super::NetworkTrial`] as JSON. It is in RAM, so a
+    /// reboot ends the trial.
+    pub const NETWORK_TRIAL: &str = "/run/beemesh/network-trial.json";
     /// Written by `beemesh-net` (atomic rename): [`super::NetworkStatus`] as JSON.
     pub const NETWORK_STATUS: &str = "/run/beemesh/network-status.json";
+    /// Written by the agent (atomic rename) whenever it rises: [`super::TimeFloor`] as JSON.
+    pub const TIME_FLOOR: &str = "/run/beemesh/time-floor.json";
+    /// Written by `beemesh-net` (atomic rename): [`super::TimeStatus`] as JSON.
+    pub const TIME_STATUS: &str = "/run/beemesh/time-status.json";
+    /// Its modification time is when the image was made, as in systemd.
+    pub const CLOCK_EPOCH: &str = "/usr/lib/clock-epoch";
     /// Written by `beemesh-unlock`: [`super::StateStatus`] as JSON.
     pub const STATE_STATUS: &str = "/run/beemesh/state.json";
     /// Written by init when it starts: milliseconds on CLOCK_BOOTTIME of PID 1's first line, decimal.
@@ -77,74 +94,6 @@ pub struct StickStatus {
     pub generation: u64,
     /// The block device, e.g. `/dev/sdb2`, while it is mounted at [`path::STICK`].
     pub device: Option<String>,
-}
-
-/// The network that a node should have. Links that no entry names are configured by DHCP where `dhcp_others` is set.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NetworkConfig {
-    /// Settings per link, at most 64.
-    #[serde(default)]
-    pub links: Vec<LinkConfig>,
-    /// Run DHCPv4 on every other Ethernet link.
-    #[serde(default = "yes")]
-    pub dhcp_others: bool,
-}
-
-fn yes() -> bool {
-    true
-}
-
-impl Default for NetworkConfig {
-    /// DHCPv4 on every Ethernet link.
-    fn default() -> Self {
-        Self {
-            links: Vec::new(),
-            dhcp_others: true,
-        }
-    }
-}
-
-/// One link, chosen by its MAC address.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LinkConfig {
-    /// MAC address, lower case, `aa:bb:cc:dd:ee:ff`.
-    pub mac: String,
-    /// DHCPv4 instead of static addresses.
-    #[serde(default)]
-    pub dhcp: bool,
-    /// Static addresses in CIDR notation, e.g. `10.77.0.11/24`.
-    #[serde(default)]
-    pub addresses: Vec<String>,
-    /// IPv4 default gateway.
-    #[serde(default)]
-    pub gateway: Option<String>,
-    /// DNS servers.
-    #[serde(default)]
-    pub dns: Vec<String>,
-}
-
-/// What `beemesh-net` made of it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NetworkStatus {
-    /// Links with at least one address.
-    pub links: Vec<LinkStatus>,
-}
-
-/// One link.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LinkStatus {
-    /// Interface name.
-    pub name: String,
-    /// MAC address.
-    pub mac: String,
-    /// Addresses in CIDR notation.
-    pub addresses: Vec<String>,
-    /// `static`, `dhcp` or `link-local`.
-    pub source: String,
-    /// What went wrong, in words.
-    pub error: Option<String>,
 }
 
 /// The state volume.

@@ -209,12 +209,17 @@ pub fn product_services() -> Vec<ServiceSpec> {
     vec![net(), unlock(), agent()]
 }
 
-/// Reads packets of strangers: it sees no state volume and writes its status only.
+/// Reads packets of strangers: it sees no state volume and writes its status only. It sets the clock.
 fn net() -> ServiceSpec {
     ServiceSpec {
         sandbox: Sandbox {
-            capabilities: &["CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW"],
-            allowed: &[],
+            capabilities: &[
+                "CAP_NET_ADMIN",
+                "CAP_NET_BIND_SERVICE",
+                "CAP_NET_RAW",
+                "CAP_SYS_TIME",
+            ],
+            allowed: &[Calls::Clock],
             view: View::Private {
                 writable: &["/run/beemesh", "/proc/sys/net"],
                 propagated: &[],

@@ -1,132 +1,158 @@
 //! Which link gets what: pure. No socket, no file.
 //!
-//! Invariant: a link gets one plan, and the same config and links always give the same plans.
+//! Invariant: a link gets at most one plan, and the same config and links always give the same plans.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
+pub use beemesh_init_api::network::Cidr;
+use beemesh_init_api::network::{BondMode, InvalidConfig};
 use beemesh_init_api::{LinkConfig, NetworkConfig};
 
-/// Links that a config may name.
-pub const LINKS_LIMIT: usize = 64;
-/// Addresses, and DNS servers, of one link.
-pub const ADDRESSES_LIMIT: usize = 16;
-
-/// An address and the length of its prefix.
+/// A route on a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Cidr {
-    /// The address.
-    pub address: IpAddr,
-    /// 0..=32 or 0..=128.
-    pub prefix: u8,
-}
-
-impl std::fmt::Display for Cidr {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.address, self.prefix)
-    }
-}
-
-impl std::str::FromStr for Cidr {
-    type Err = InvalidConfig;
-
-    fn from_str(text: &str) -> Result<Self, InvalidConfig> {
-        let invalid = || InvalidConfig::Address(text.to_owned());
-        let (address, prefix) = text.split_once('/').ok_or_else(invalid)?;
-        let address: IpAddr = address.parse().map_err(|_| invalid())?;
-        let prefix: u8 = prefix.parse().map_err(|_| invalid())?;
-        let most = if address.is_ipv4() { 32 } else { 128 };
-        if prefix > most || address.is_unspecified() || address.is_multicast() {
-            return Err(invalid());
-        }
-        Ok(Self { address, prefix })
-    }
-}
-
-/// What is wrong with a network config, for the person who wrote it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidConfig {
-    /// No address in CIDR notation.
-    #[error("`{0}` is not an address with its prefix: expected something like `10.0.0.5/24`")]
-    Address(String),
-    /// No address.
-    #[error("`{0}` is not an ip address")]
-    Server(String),
-    /// No IPv4 address.
-    #[error("the gateway `{0}` is not an ipv4 address")]
-    Gateway(String),
-    /// Nobody could reach it.
-    #[error("the gateway `{0}` lies in none of the link's networks")]
-    GatewayUnreachable(Ipv4Addr),
-    /// No MAC address.
-    #[error("`{0}` is not a mac address: expected `aa:bb:cc:dd:ee:ff`")]
-    Mac(String),
-    /// Twice the same link.
-    #[error("the link `{0}` is named twice")]
-    Twice(String),
-    /// Both, or none.
-    #[error("the link `{0}` needs either `dhcp` or `addresses`")]
-    Choice(String),
-    /// Too many entries.
-    #[error("{0} {1}: at most {2} are possible")]
-    TooMany(usize, &'static str, usize),
+pub struct Route {
+    /// Where to; prefix 0: the default route.
+    pub to: Cidr,
+    /// By whom; `None`: directly on the link.
+    pub via: Option<IpAddr>,
+    /// Smaller wins; `None`: by the order of the links.
+    pub metric: Option<u32>,
 }
 
 /// What one link shall have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LinkPlan {
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LinkPlan {
+    /// Part of this made link, and then nothing else but an MTU.
+    pub member_of: Option<String>,
     /// Fixed addresses.
-    Static {
-        /// The addresses.
-        addresses: Vec<Cidr>,
-        /// Default gateway.
-        gateway: Option<Ipv4Addr>,
-        /// DNS servers.
-        dns: Vec<IpAddr>,
+    pub addresses: Vec<Cidr>,
+    /// Fixed routes, default routes among them.
+    pub routes: Vec<Route>,
+    /// DNS servers; they come before those of a lease.
+    pub dns: Vec<IpAddr>,
+    /// DNS search domains.
+    pub search: Vec<String>,
+    /// Largest packet, in bytes.
+    pub mtu: Option<u32>,
+    /// Ask a DHCPv4 server.
+    pub dhcp: bool,
+    /// Ask a DHCPv6 server.
+    pub dhcp6: bool,
+    /// Take router advertisements.
+    pub slaac: bool,
+}
+
+/// A link that is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Made {
+    /// Interface name.
+    pub name: String,
+    /// What it is.
+    pub kind: MadeKind,
+}
+
+/// What a made link is. Members are in the members' plans.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MadeKind {
+    /// IEEE 802.1Q.
+    Vlan {
+        /// The link below: MAC address or name.
+        on: String,
+        /// VLAN id.
+        id: u16,
     },
-    /// Ask a DHCP server; these DNS servers come before the server's.
-    Dhcp {
-        /// DNS servers.
-        dns: Vec<IpAddr>,
+    /// Several as one.
+    Bond(BondMode),
+    /// A switch.
+    Bridge {
+        /// Spanning tree.
+        stp: bool,
     },
-    /// Up, with the kernel's link-local address only.
-    Up,
-    /// Not ours.
-    LeaveAlone,
+}
+
+impl Made {
+    /// One word for it.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self.kind {
+            MadeKind::Vlan { .. } => "vlan",
+            MadeKind::Bond(_) => "bond",
+            MadeKind::Bridge { .. } => "bridge",
+        }
+    }
+
+    /// What is written on the link itself, so that a later run knows whether it is still the one that is wanted.
+    #[must_use]
+    pub fn mark(&self) -> String {
+        match &self.kind {
+            MadeKind::Vlan { on, id } => format!("beemesh vlan {id} on {on}"),
+            MadeKind::Bond(mode) => format!("beemesh bond {mode:?}"),
+            MadeKind::Bridge { stp } => format!("beemesh bridge stp={stp}"),
+        }
+    }
 }
 
 /// A link as the kernel shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Link {
     /// Interface index.
     pub index: u32,
     /// Interface name.
     pub name: String,
-    /// MAC address; empty for links without.
+    /// MAC address that the hardware came with; empty for links without.
     pub mac: Vec<u8>,
+    /// MAC address in use; a bond gives all its members the same.
+    pub address: Vec<u8>,
     /// The kernel's loopback.
     pub loopback: bool,
     /// Made by a program (veth, bridge, ...), not hardware.
     pub is_virtual: bool,
+    /// [`Made::mark`] of a link that was made here; empty where the making was interrupted.
+    pub mark: Option<String>,
+    /// The bond or bridge that it is part of.
+    pub controller: Option<u32>,
     /// Switched on.
     pub up: bool,
     /// Has a cable and someone at its other end.
     pub carrier: bool,
+    /// Largest packet, in bytes.
+    pub mtu: u32,
 }
 
 impl Link {
     /// `aa:bb:cc:dd:ee:ff`.
     #[must_use]
     pub fn mac_text(&self) -> String {
-        let pairs: Vec<String> = self.mac.iter().map(|byte| format!("{byte:02x}")).collect();
-        pairs.join(":")
+        mac_text(&self.mac)
     }
+
+    /// What a config calls it: its name where it was made here, else its MAC address. `None`: not ours.
+    #[must_use]
+    pub fn id(&self, with_virtual: bool) -> Option<String> {
+        if self.mark.is_some() {
+            return Some(self.name.clone());
+        }
+        // A bridge may carry the MAC of the hardware below it: the MAC means the hardware.
+        let ours = self.mac.len() == 6 && (!self.is_virtual || with_virtual);
+        ours.then(|| self.mac_text())
+    }
+}
+
+/// `aa:bb:cc:dd:ee:ff`.
+#[must_use]
+pub fn mac_text(mac: &[u8]) -> String {
+    let pairs: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+    pairs.join(":")
 }
 
 /// A config that was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plans {
     named: Vec<(String, LinkPlan)>,
+    made: Vec<Made>,
     others: LinkPlan,
+    /// NTP servers of the config.
+    pub ntp: Vec<IpAddr>,
 }
 
 impl Plans {
@@ -135,116 +161,189 @@ impl Plans {
     /// # Errors
     /// [`InvalidConfig`] for the first thing that is wrong.
     pub fn of(config: &NetworkConfig) -> Result<Self, InvalidConfig> {
-        limit(config.links.len(), "links", LINKS_LIMIT)?;
-        let mut named: Vec<(String, LinkPlan)> = Vec::new();
-        for link in &config.links {
-            let mac = link.mac.to_ascii_lowercase();
-            if !is_mac(&mac) {
-                return Err(InvalidConfig::Mac(link.mac.clone()));
-            }
-            if named.iter().any(|(known, _)| *known == mac) {
-                return Err(InvalidConfig::Twice(mac));
-            }
-            named.push((mac, plan_link(link)?));
-        }
-        Ok(Self {
-            named,
-            others: if config.dhcp_others {
-                LinkPlan::Dhcp { dns: Vec::new() }
-            } else {
-                LinkPlan::Up
+        config.check()?;
+        let mut plans = Self {
+            named: Vec::new(),
+            made: Vec::new(),
+            others: LinkPlan {
+                dhcp: config.dhcp_others,
+                slaac: true,
+                ..LinkPlan::default()
             },
-        })
+            ntp: addresses(&config.ntp),
+        };
+        for link in &config.links {
+            let Ok(id) = link.identity() else { continue };
+            for member in members(link) {
+                // Members that no entry names get their plan here, and lose it below if one does.
+                plans.named.push((
+                    member,
+                    LinkPlan {
+                        member_of: Some(id.clone()),
+                        ..LinkPlan::default()
+                    },
+                ));
+            }
+            plans.made.extend(made(link, &id));
+        }
+        for link in &config.links {
+            let Ok(id) = link.identity() else { continue };
+            match plans.named.iter_mut().find(|(known, _)| *known == id) {
+                Some((_, member)) => member.mtu = link.mtu,
+                None => plans.named.push((id, plan_link(link))),
+            }
+        }
+        Ok(plans)
     }
 
-    /// The plan for a link. A link that the config names by its MAC is configured whatever its kind.
+    /// The plan for a link; `None`: not ours, it is left alone.
     #[must_use]
-    pub fn plan(&self, link: &Link, with_virtual: bool) -> LinkPlan {
+    pub fn plan(&self, link: &Link, with_virtual: bool) -> Option<LinkPlan> {
         if link.loopback {
-            return LinkPlan::Up;
+            return Some(LinkPlan::default());
         }
-        let mac = link.mac_text();
-        match self.named.iter().find(|(named, _)| *named == mac) {
-            // A bridge may carry the MAC of the hardware below it: the name means the hardware.
-            Some((_, plan)) if !link.is_virtual || with_virtual => plan.clone(),
-            _ if link.mac.len() == 6 && (!link.is_virtual || with_virtual) => self.others.clone(),
-            _ => LinkPlan::LeaveAlone,
+        let id = link.id(with_virtual)?;
+        match self.named.iter().find(|(named, _)| *named == id) {
+            Some((_, plan)) => Some(plan.clone()),
+            None => link.mark.is_none().then(|| self.others.clone()),
         }
+    }
+
+    /// The links to make, each after those it is made of.
+    #[must_use]
+    pub fn made(&self) -> &[Made] {
+        &self.made
     }
 
     /// The MACs that are named and that no link has.
-    pub fn missing<'a>(&'a self, links: &'a [Link]) -> impl Iterator<Item = &'a str> {
+    pub fn missing<'a>(&'a self, links: &'a [Link], with_virtual: bool) -> impl Iterator<Item = &'a str> {
         self.named
             .iter()
-            .map(|(mac, _)| mac.as_str())
-            .filter(|mac| links.iter().all(|link| link.mac_text() != *mac))
+            .map(|(id, _)| id.as_str())
+            .filter(|id| self.made.iter().all(|made| made.name != *id))
+            .filter(move |id| {
+                links
+                    .iter()
+                    .all(|link| link.id(with_virtual).as_deref() != Some(*id))
+            })
     }
 }
 
-fn plan_link(link: &LinkConfig) -> Result<LinkPlan, InvalidConfig> {
-    limit(link.addresses.len(), "addresses", ADDRESSES_LIMIT)?;
-    limit(link.dns.len(), "dns servers", ADDRESSES_LIMIT)?;
-    let server = |text: &String| text.parse().map_err(|_| InvalidConfig::Server(text.clone()));
-    let dns: Vec<IpAddr> = link.dns.iter().map(server).collect::<Result<_, _>>()?;
-    match (link.dhcp, link.addresses.is_empty()) {
-        (true, true) => return Ok(LinkPlan::Dhcp { dns }),
-        (false, false) => {}
-        _ => return Err(InvalidConfig::Choice(link.mac.clone())),
-    }
-    let addresses: Vec<Cidr> = link
-        .addresses
-        .iter()
-        .map(|text| text.parse())
-        .collect::<Result<_, _>>()?;
-    let gateway = link
-        .gateway
-        .as_ref()
-        .map(|text| text.parse().map_err(|_| InvalidConfig::Gateway(text.clone())));
-    let gateway: Option<Ipv4Addr> = gateway.transpose()?;
-    if let Some(gateway) = gateway.filter(|gateway| !addresses.iter().any(|cidr| contains(cidr, *gateway))) {
-        return Err(InvalidConfig::GatewayUnreachable(gateway));
-    }
-    Ok(LinkPlan::Static {
-        addresses,
-        gateway,
-        dns,
-    })
+fn members(link: &LinkConfig) -> Vec<String> {
+    let bond = link.bond.iter().flat_map(|bond| &bond.members);
+    let bridge = link.bridge.iter().flat_map(|bridge| &bridge.members);
+    bond.chain(bridge).map(|member| lower_mac(member)).collect()
 }
 
-fn limit(count: usize, what: &'static str, most: usize) -> Result<(), InvalidConfig> {
-    if count > most {
-        Err(InvalidConfig::TooMany(count, what, most))
+/// References are as people wrote them: a MAC may be in capitals, a name may not.
+fn lower_mac(reference: &str) -> String {
+    if reference.contains(':') {
+        reference.to_ascii_lowercase()
     } else {
-        Ok(())
+        reference.to_owned()
     }
 }
 
-fn contains(cidr: &Cidr, address: Ipv4Addr) -> bool {
-    let IpAddr::V4(own) = cidr.address else {
-        return false;
+fn made(link: &LinkConfig, name: &str) -> Option<Made> {
+    let vlan = link.vlan.as_ref().map(|vlan| MadeKind::Vlan {
+        on: lower_mac(&vlan.on),
+        id: vlan.id,
+    });
+    let bond = link.bond.as_ref().map(|bond| MadeKind::Bond(bond.mode));
+    let bridge = link
+        .bridge
+        .as_ref()
+        .map(|bridge| MadeKind::Bridge { stp: bridge.stp });
+    let name = name.to_owned();
+    vlan.or(bond).or(bridge).map(|kind| Made { name, kind })
+}
+
+/// The texts were checked; what does not parse is not there.
+fn addresses(texts: &[String]) -> Vec<IpAddr> {
+    texts.iter().filter_map(|text| text.parse().ok()).collect()
+}
+
+fn plan_link(link: &LinkConfig) -> LinkPlan {
+    let default = |text: &Option<String>, to: &str| {
+        let via: IpAddr = text.as_ref()?.parse().ok()?;
+        let to = Cidr::parse(to).ok()?;
+        Some(Route {
+            to,
+            via: Some(via),
+            metric: None,
+        })
     };
-    let mask = u32::MAX.checked_shl(32 - u32::from(cidr.prefix)).unwrap_or(0);
-    u32::from(own) & mask == u32::from(address) & mask
-}
-
-fn is_mac(text: &str) -> bool {
-    let pairs: Vec<&str> = text.split(':').collect();
-    pairs.len() == 6
-        && pairs
+    // With DHCPv4 the server names the gateway.
+    let gateway = if link.dhcp {
+        None
+    } else {
+        default(&link.gateway, "0.0.0.0/0")
+    };
+    let gateways = gateway.into_iter().chain(default(&link.gateway6, "::/0"));
+    let routes = link.routes.iter().filter_map(|route| {
+        let via = route.via.as_ref().and_then(|via| via.parse().ok());
+        let to = Cidr::parse(&route.to).ok()?;
+        Some(Route {
+            to: network(to),
+            via,
+            metric: route.metric,
+        })
+    });
+    LinkPlan {
+        member_of: None,
+        addresses: link
+            .addresses
             .iter()
-            .all(|pair| pair.len() == 2 && pair.bytes().all(|b| b.is_ascii_hexdigit()))
+            .filter_map(|text| Cidr::parse_host(text).ok())
+            .collect(),
+        routes: gateways.chain(routes).collect(),
+        dns: addresses(&link.dns),
+        search: link.search.clone(),
+        mtu: link.mtu,
+        dhcp: link.dhcp,
+        dhcp6: link.dhcp6,
+        slaac: link.slaac != Some(false),
+    }
 }
 
-/// The text of resolv.conf(5): at most three servers count, the first ones named.
-#[must_use]
-pub fn resolv_conf(servers: &[IpAddr]) -> String {
-    let mut text = String::from("# Written by beemesh-net; changes are lost.\n");
-    let mut seen: Vec<&IpAddr> = Vec::new();
-    for server in servers {
-        if !seen.contains(&server) && seen.len() < 3 {
-            seen.push(server);
-            text.push_str(&format!("nameserver {server}\n"));
+/// Without the host's part, as the kernel wants destinations.
+fn network(cidr: Cidr) -> Cidr {
+    let prefix = u32::from(cidr.prefix);
+    let address = match cidr.address {
+        IpAddr::V4(v4) => {
+            let mask = u32::MAX.checked_shl(32 - prefix.min(32)).unwrap_or(0);
+            IpAddr::V4((u32::from(v4) & mask).into())
         }
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX.checked_shl(128 - prefix.min(128)).unwrap_or(0);
+            IpAddr::V6((u128::from(v6) & mask).into())
+        }
+    };
+    Cidr { address, ..cidr }
+}
+
+/// `servers` without repetitions, in their order.
+#[must_use]
+pub fn distinct<T: PartialEq + Clone>(values: &[T]) -> Vec<T> {
+    let mut seen: Vec<T> = Vec::new();
+    for value in values {
+        if !seen.contains(value) {
+            seen.push(value.clone());
+        }
+    }
+    seen
+}
+
+/// The text of resolv.conf(5): at most three servers and six domains count, the first ones named.
+#[must_use]
+pub fn resolv_conf(servers: &[IpAddr], search: &[String]) -> String {
+    let mut text = String::from("# Written by beemesh-net; changes are lost.\n");
+    for server in distinct(servers).iter().take(3) {
+        text.push_str(&format!("nameserver {server}\n"));
+    }
+    let domains: Vec<String> = distinct(search).into_iter().take(6).collect();
+    if !domains.is_empty() {
+        text.push_str(&format!("search {}\n", domains.join(" ")));
     }
     text
 }
@@ -254,12 +353,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn link_config(json: &str) -> Result<Plans, InvalidConfig> {
-        let link = serde_json::from_str(json).unwrap();
-        Plans::of(&NetworkConfig {
-            links: vec![link],
-            dhcp_others: false,
-        })
+    fn plans(links: &str) -> Plans {
+        let json = format!(r#"{{"links":[{links}],"dhcp_others":false}}"#);
+        Plans::of(&serde_json::from_str(&json).unwrap()).unwrap()
     }
 
     fn link(mac: u8, is_virtual: bool) -> Link {
@@ -267,107 +363,114 @@ mod tests {
         Link {
             index: 2,
             name: "eth0".into(),
+            address: mac.clone(),
             mac,
-            loopback: false,
             is_virtual,
             up: true,
             carrier: true,
+            ..Link::default()
         }
     }
 
     #[test]
     fn named_link_is_static_and_others_follow_the_switch() {
-        let plans =
-            link_config(r#"{"mac":"02:00:00:00:00:0A","addresses":["10.0.0.5/24"],"gateway":"10.0.0.1"}"#)
-                .unwrap();
-        assert!(matches!(
-            plans.plan(&link(10, false), false),
-            LinkPlan::Static { .. }
-        ));
-        assert_eq!(plans.plan(&link(11, false), false), LinkPlan::Up);
-        let plans = Plans::of(&NetworkConfig::default()).unwrap();
+        let plans = plans(r#"{"mac":"02:00:00:00:00:0A","addresses":["10.0.0.5/24"],"gateway":"10.0.0.1"}"#);
+        let plan = plans.plan(&link(10, false), false).unwrap();
         assert_eq!(
-            plans.plan(&link(11, false), false),
-            LinkPlan::Dhcp { dns: Vec::new() }
+            (plan.addresses.len(), plan.routes.len(), plan.dhcp),
+            (1, 1, false)
         );
+        assert!(!plans.plan(&link(11, false), false).unwrap().dhcp);
+        let plans = Plans::of(&NetworkConfig::default()).unwrap();
+        assert!(plans.plan(&link(11, false), false).unwrap().dhcp);
     }
 
     #[test]
     fn links_of_pods_are_left_alone() {
         let plans = Plans::of(&NetworkConfig::default()).unwrap();
-        assert_eq!(plans.plan(&link(11, true), false), LinkPlan::LeaveAlone);
+        assert_eq!(plans.plan(&link(11, true), false), None);
     }
 
     #[test]
-    fn config_errors_name_what_is_wrong() {
-        let cases = [
-            (r#"{"mac":"02:00","dhcp":true}"#, "`02:00` is not a mac address"),
-            (
-                r#"{"mac":"02:00:00:00:00:0a"}"#,
-                "needs either `dhcp` or `addresses`",
-            ),
-            (
-                r#"{"mac":"02:00:00:00:00:0a","dhcp":true,"addresses":["10.0.0.5/24"]}"#,
-                "needs either",
-            ),
-            (
-                r#"{"mac":"02:00:00:00:00:0a","addresses":["10.0.0.5"]}"#,
-                "`10.0.0.5` is not an address with its prefix",
-            ),
-            (
-                r#"{"mac":"02:00:00:00:00:0a","addresses":["10.0.0.5/33"]}"#,
-                "`10.0.0.5/33`",
-            ),
-            (
-                r#"{"mac":"02:00:00:00:00:0a","addresses":["10.0.0.5/24"],"gateway":"10.0.1.1"}"#,
-                "`10.0.1.1` lies in none",
-            ),
-            (
-                r#"{"mac":"02:00:00:00:00:0a","dhcp":true,"dns":["one"]}"#,
-                "`one` is not an ip address",
-            ),
-        ];
-        for (json, part) in cases {
-            let error = link_config(json).unwrap_err().to_string();
-            assert!(error.contains(part), "{json}: {error}");
-        }
-    }
-
-    #[test]
-    fn more_links_than_the_limit_are_refused() {
-        let entry = |n: usize| LinkConfig {
-            mac: format!("02:00:00:00:00:{n:02x}"),
-            dhcp: true,
-            addresses: Vec::new(),
-            gateway: None,
-            dns: Vec::new(),
+    fn members_have_nothing_but_their_controller_and_an_mtu() {
+        let plans = plans(
+            r#"{"mac":"02:00:00:00:00:0b","mtu":9000},
+               {"name":"br0","bridge":{"members":["02:00:00:00:00:0A","02:00:00:00:00:0b"]},"dhcp":true}"#,
+        );
+        let member = |mac| plans.plan(&link(mac, false), false).unwrap();
+        assert_eq!(member(10).member_of.as_deref(), Some("br0"));
+        assert_eq!(
+            (member(11).member_of.as_deref(), member(11).mtu),
+            (Some("br0"), Some(9000))
+        );
+        // The bridge carries the MAC of a member: its name is what counts.
+        let bridge = Link {
+            name: "br0".into(),
+            mark: Some(plans.made()[0].mark()),
+            ..link(10, true)
         };
-        let config = NetworkConfig {
-            links: (0..=LINKS_LIMIT).map(entry).collect(),
-            dhcp_others: true,
-        };
-        assert_eq!(Plans::of(&config), Err(InvalidConfig::TooMany(65, "links", 64)));
+        assert!(plans.plan(&bridge, false).unwrap().dhcp);
     }
 
     #[test]
-    fn resolv_conf_holds_three_different_servers_at_most() {
+    fn made_link_that_is_not_wanted_any_more_has_no_plan() {
+        let old = Link {
+            name: "br9".into(),
+            mark: Some("beemesh bridge stp=false".into()),
+            ..link(10, true)
+        };
+        assert_eq!(
+            Plans::of(&NetworkConfig::default()).unwrap().plan(&old, true),
+            None
+        );
+    }
+
+    #[test]
+    fn cards_that_are_not_there_are_missing_and_made_links_are_not() {
+        let plans = plans(
+            r#"{"name":"br0","bridge":{"members":["02:00:00:00:00:0A","02:00:00:00:00:0b"]},"dhcp":true}"#,
+        );
+        let links = [link(10, false)];
+        assert_eq!(
+            plans.missing(&links, false).collect::<Vec<_>>(),
+            ["02:00:00:00:00:0b"]
+        );
+    }
+
+    #[test]
+    fn route_destinations_lose_their_host_part() {
+        let plans = plans(
+            r#"{"mac":"02:00:00:00:00:0a","addresses":["10.0.0.5/24","fd00::5/64"],
+            "routes":[{"to":"10.9.8.7/16","via":"10.0.0.1"},{"to":"fd09::7/32","via":"fd00::1"},{"to":"0.0.0.0/0","via":"10.0.0.1"}]}"#,
+        );
+        let plan = plans.plan(&link(10, false), false).unwrap();
+        let to: Vec<String> = plan.routes.iter().map(|route| route.to.to_string()).collect();
+        assert_eq!(to, ["10.9.0.0/16", "fd09::/32", "0.0.0.0/0"]);
+    }
+
+    #[test]
+    fn resolv_conf_holds_three_different_servers_and_six_domains_at_most() {
         let servers: Vec<IpAddr> = ["10.0.0.1", "10.0.0.1", "fd00::1", "10.0.0.2", "10.0.0.3"]
             .iter()
             .map(|s| s.parse().unwrap())
             .collect();
-        let text = resolv_conf(&servers);
+        let domains: Vec<String> = (0..9).map(|n| format!("d{}.example", n / 2)).collect();
+        let text = resolv_conf(&servers, &domains);
         assert_eq!(text.lines().filter(|l| l.starts_with("nameserver")).count(), 3);
         assert!(text.contains("nameserver fd00::1"));
+        assert!(text.contains("search d0.example d1.example d2.example d3.example d4.example\n"));
+        assert!(!resolv_conf(&servers, &[]).contains("search"));
     }
 
     proptest! {
         #[test]
-        fn cidr_survives_its_text(bits: u32, prefix in 0u8..=32) {
-            let address = IpAddr::V4(Ipv4Addr::from(bits));
-            prop_assume!(!address.is_unspecified() && !address.is_multicast());
+        fn network_of_an_address_holds_it(bits: u128, prefix in 0u8..=128, v4: bool) {
+            let address = if v4 { IpAddr::V4(((bits & 0xffff_ffff) as u32).into()) } else { IpAddr::V6(bits.into()) };
+            let prefix = if v4 { prefix.min(32) } else { prefix };
             let cidr = Cidr { address, prefix };
-            prop_assert_eq!(cidr.to_string().parse::<Cidr>(), Ok(cidr));
-            prop_assert!(contains(&cidr, Ipv4Addr::from(bits)));
+            prop_assert!(network(cidr).contains(&address) && cidr.contains(&network(cidr).address));
+            prop_assert_eq!(network(network(cidr)), network(cidr));
+            prop_assert_eq!(Cidr::parse(&cidr.to_string()), Ok(cidr));
         }
     }
 }

@@ -231,7 +231,8 @@ impl Driver {
                 if let Some(service) = number.and_then(|number| self.services.get_mut(number)) {
                     take_notices(service, &mut self.queue);
                 }
-                let is_ready = |event: &Event| matches!(event, Event::Notified("agent", notice) if notice.ready);
+                let is_ready =
+                    |event: &Event| matches!(event, Event::Notified("agent", notice) if notice.ready);
                 if self.bench && self.queue.iter().any(is_ready) {
                     self.console.say(&bench::record());
                 }

@@ -14,6 +14,7 @@ pub use transport::Endpoint;
 pub(crate) use transport::check_address;
 
 use crate::context::Operator;
+use beemesh_agent_api::network::{NetworkView, TimeView};
 use beemesh_agent_api::view::{
     ErrorBody, EventView, ExecReply, ExecRequest, ImageView, LogLine, NodeView, PodView, path,
 };
@@ -103,15 +104,33 @@ impl Client {
         self.get(path::IMAGES).await
     }
 
+    /// The node's network.
+    pub async fn network(&self) -> Result<NetworkView, ClientError> {
+        self.get(path::NETWORK).await
+    }
+
+    /// The node's time.
+    pub async fn time(&self) -> Result<TimeView, ClientError> {
+        self.get(path::TIME).await
+    }
+
     /// Sends a signed change: the JSON of a DSSE envelope.
     pub async fn submit(&self, envelope: Vec<u8>) -> Result<(), ClientError> {
+        self.post_envelope(path::CHANGES, envelope).await
+    }
+
+    /// Sends a signed change of the node's network.
+    pub async fn submit_network(&self, envelope: Vec<u8>) -> Result<(), ClientError> {
+        self.post_envelope(path::NETWORK, envelope).await
+    }
+
+    async fn post_envelope(&self, path: &str, envelope: Vec<u8>) -> Result<(), ClientError> {
         let body = Upload::Whole(Some(envelope.into()));
-        let request = self.request(Method::POST, path::CHANGES, "application/json", body)?;
+        let request = self.request(Method::POST, path, "application/json", body)?;
         self.in_time(async {
-            let answer = self.send(request, path::CHANGES).await?;
-            self.read::<serde_json::Value>(answer, ERROR_LIMIT, path::CHANGES)
-                .await
-                .map(|_| ())
+            let answer = self.send(request, path).await?;
+            let answer = self.read::<serde_json::Value>(answer, ERROR_LIMIT, path);
+            answer.await.map(|_| ())
         })
         .await
     }

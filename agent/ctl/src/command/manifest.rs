@@ -51,7 +51,7 @@ fn read_one(path: &Path) -> Result<Vec<WorkloadSpec>, Failure> {
 }
 
 /// One byte more than the parser takes is enough to let it refuse the size.
-fn read_text(path: &Path) -> io::Result<String> {
+pub(super) fn read_text(path: &Path) -> io::Result<String> {
     let reader: Box<dyn Read> = match path == Path::new("-") {
         true => Box::new(io::stdin()),
         false => Box::new(File::open(path)?),

@@ -4,9 +4,10 @@ mod change;
 mod container;
 mod list;
 mod manifest;
+mod network;
 mod wait;
 
-use crate::args::{Bmctl, Command, ImagesCommand};
+use crate::args::{Bmctl, Command, ImagesCommand, NetworkCommand};
 use crate::failure::{Class, Failure};
 use crate::session::Session;
 use std::time::Duration;
@@ -35,6 +36,16 @@ pub async fn run(line: Bmctl) -> Result<u8, Failure> {
         }
         Command::Events { follow: false } => list::events(&session).await?,
         Command::Events { follow: true } => list::follow_events(&session).await?,
+        Command::Network { command } => match command {
+            NetworkCommand::Show => network::show(&session).await?,
+            NetworkCommand::Try {
+                file,
+                duration,
+                dry_run,
+            } => network::try_settings(&session, &file, duration, dry_run).await?,
+            NetworkCommand::Confirm { dry_run } => network::confirm(&session, dry_run).await?,
+        },
+        Command::Time => network::time(&session).await?,
         Command::Images { command: None } => list::images(&session).await?,
         Command::Images {
             command: Some(ImagesCommand::Import { file }),

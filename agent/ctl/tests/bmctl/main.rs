@@ -5,6 +5,7 @@ mod changes;
 mod containers;
 mod failures;
 mod lists;
+mod network;
 mod node;
 mod run;
 mod tls;

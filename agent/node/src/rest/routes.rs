@@ -5,6 +5,7 @@ use super::forward;
 use super::serve::Access;
 use crate::images::Images;
 use crate::journal::Journal;
+use crate::networks::Networks;
 use crate::query::{Query, Site, ask};
 use base64::Engine as _;
 use beemesh_agent_api::view::{EventView, ExecRequest, PodView, path};
@@ -31,6 +32,8 @@ const BODY_PATIENCE: Duration = Duration::from_secs(30);
 /// What the handlers may ask. Cheap to clone.
 #[derive(Clone)]
 pub struct Context {
+    /// Network settings and trials.
+    pub networks: Networks,
     /// Questions to the driver.
     pub queries: mpsc::Sender<Query>,
     /// Events.
@@ -90,6 +93,18 @@ async fn route(request: Request<Incoming>, access: Access, context: Context) -> 
             Ok(json(StatusCode::ACCEPTED, &serde_json::json!({"accepted": true})))
         }
         (&Method::GET, path::EVENTS) => Ok(events(&context.journal, flag(&query, "follow"))),
+        (&Method::GET, path::NETWORK) => {
+            let node = context.site.borrow().as_ref().map(|site| site.name.clone());
+            Ok(json(StatusCode::OK, &context.networks.view(node)))
+        }
+        (&Method::POST, path::NETWORK) => {
+            let site = context.site()?;
+            let envelope = body(request).await?;
+            let networks = context.networks.clone();
+            blocking(move || networks.change(&envelope, &site.roots, &site.name)).await??;
+            Ok(json(StatusCode::ACCEPTED, &serde_json::json!({"accepted": true})))
+        }
+        (&Method::GET, path::TIME) => Ok(json(StatusCode::OK, &context.networks.time())),
         (&Method::GET, path::IMAGES) => {
             let images = context.images.clone();
             Ok(json(StatusCode::OK, &blocking(move || images.list()).await?))
