@@ -169,10 +169,11 @@ impl Networks {
             tokio::time::sleep(LOOK).await;
             let mut inner = self.lock();
             // A tick is never refused; a document that cannot be removed is in use no longer anyway.
-            if let Ok(commands) = inner.trials.step(clock::boot_ms(), TrialEvent::Tick) {
-                if let Err(error) = inner.carry_out(commands) {
-                    tracing::warn!(error = crate::words(&error), "failed to end a trial");
-                }
+            let commands = inner.trials.step(clock::boot_ms(), TrialEvent::Tick);
+            if let Ok(commands) = commands
+                && let Err(error) = inner.carry_out(commands)
+            {
+                tracing::warn!(error = crate::words(&error), "failed to end a trial");
             }
         }
     }

@@ -99,10 +99,10 @@ async fn keep_lease(
     let lease = read_lease(&raw).ok_or(nonsense)?;
     let address = raw.yiaddr;
     let mut guard = Guard::open(link, address, false)?;
-    if let Some(guard) = &mut guard {
-        if let Verdict::Conflict(mac) = guard.next().await? {
-            return Err(decline(link, &raw, mac).await);
-        }
+    if let Some(guard) = &mut guard
+        && let Verdict::Conflict(mac) = guard.next().await?
+    {
+        return Err(decline(link, &raw, mac).await);
     }
     report(link, reports, lease).await?;
     loop {

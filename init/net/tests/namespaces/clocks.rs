@@ -1,9 +1,15 @@
-//! The clocks, which are pretended, against a server that tells this machine's real time (busybox ntpd, which is kept
-//! from setting anything).
+//! The clocks, which are pretended, against a server that tells this machine's real time. The server is a few lines
+//! here: programs that serve NTP want to set the clock of the machine they are installed on.
 
 use crate::site::{NODE_MAC, Site};
 use beemesh_init_api::time::{RtcState, TimeSource};
+use nix::sched::{CloneFlags, setns};
 use std::fs;
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const YEAR_1970: i64 = 86_400;
 const YEAR_2099: i64 = 4_085_000_000;
@@ -17,25 +23,64 @@ fn hand_over_floor(site: &Site, unix: u64) {
 }
 
 fn real_now() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap()
-        .as_secs()
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
-fn start_ntp(site: &mut Site) {
-    let arguments = [
-        "--bounding-set",
-        "-sys_time",
-        "--inh-caps",
-        "-sys_time",
-        "busybox",
-        "ntpd",
-        "-n",
-        "-l",
-    ];
-    let arguments: Vec<String> = arguments.map(str::to_owned).to_vec();
-    site.start(&site.server.clone(), "setpriv", &arguments, "ntp.log");
+/// Answers NTP questions in the server's namespace until it is dropped.
+struct Ntp {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ntp {
+    fn start(site: &Site) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, namespace) = (stop.clone(), format!("/run/netns/{}", site.server));
+        let thread = std::thread::spawn(move || {
+            // Only this thread moves.
+            let namespace = fs::File::open(namespace).unwrap();
+            setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
+            let socket = UdpSocket::bind("0.0.0.0:123").unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            let mut question = [0; 512];
+            while !stopped.load(Ordering::Relaxed) {
+                if let Ok((48, from)) = socket.recv_from(&mut question) {
+                    socket.send_to(&answer(&question[..48]), from).unwrap();
+                }
+            }
+        });
+        Self {
+            stop,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Ntp {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// RFC 5905, figure 8: stratum 2, the question's transmit timestamp as origin, real time for the other ones.
+fn answer(question: &[u8]) -> Vec<u8> {
+    assert_eq!(question[0], 0x23, "version 4, client");
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let seconds = (since.as_secs() + 2_208_988_800) as u32;
+    let fraction = ((u64::from(since.subsec_nanos()) << 32) / 1_000_000_000) as u32;
+    let now = [seconds.to_be_bytes(), fraction.to_be_bytes()].concat();
+    [
+        &[0x24, 2, 6, 0xec],
+        &[0; 12][..],
+        &now,
+        &question[40..48],
+        &now,
+        &now,
+    ]
+    .concat()
 }
 
 fn configure(site: &Site) {
@@ -57,7 +102,7 @@ fn clock_of_1970_or_2099_starts_at_the_floor_and_is_set_by_a_server_that_appears
         });
         // The network does not wait for the time, nor the time for the network.
         site.wait("address", 10, |s| s.has("10.77.0.11/24"));
-        start_ntp(&mut site);
+        let _ntp = Ntp::start(&site);
         site.wait("server's time", 30, |s| {
             s.time_status().is_some_and(|t| t.source == TimeSource::Ntp)
         });
@@ -85,7 +130,7 @@ fn server_whose_time_is_certainly_past_is_not_believed() {
     // Something trusted vouches for tomorrow.
     hand_over_floor(&site, real_now() + 86_400);
     configure(&site);
-    start_ntp(&mut site);
+    let _ntp = Ntp::start(&site);
     site.start_net_at(YEAR_1970);
     site.wait("refusal", 20, |s| {
         s.time_status()
