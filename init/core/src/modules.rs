@@ -162,6 +162,8 @@ impl Plan<'_> {
 pub const URGENT: u8 = 3;
 /// What the state volume needs besides its disk; asked for early, since each takes a while.
 pub const STATE_VOLUME: [&str; 4] = ["dm-crypt", "fs-ext4", "xts", "crypto-aes"];
+/// What the first pod of a boot needs; loaded with the rest, so that it need not wait for them.
+pub const PODS: [&str; 2] = ["veth", "overlay"];
 
 /// How urgent a modalias is: the smaller, the sooner. What the agent waits for comes first: the TPM and the disks,
 /// then the network, then the buses below which those may sit, then the rest.

@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode};
 use std::sync::{Mutex, PoisonError};
 
 use beemesh_init_api::{JOIN_LABEL, STATE_MAPPER, path};
-use beemesh_init_core::modules::{STATE_VOLUME, URGENT, urgency};
+use beemesh_init_core::modules::{PODS, STATE_VOLUME, URGENT, urgency};
 use beemesh_init_core::uevent::parse_sysfs;
 use beemesh_init_core::volume::{BOOT_SECTOR, ROOT_DIRECTORY_BYTES, parse_boot_sector, parse_root_label};
 use beemesh_init_core::{Job, Outcome};
@@ -115,9 +115,8 @@ fn cold_plug(urgent: bool) -> Outcome {
         .into_iter()
         .map(|alias| (urgency(&alias), alias))
         .collect();
-    if urgent {
-        requests.extend(STATE_VOLUME.map(|module| (urgency(module), module.to_owned())));
-    }
+    let more: &[&str] = if urgent { &STATE_VOLUME } else { &PODS };
+    requests.extend(more.iter().map(|module| (urgency(module), (*module).to_owned())));
     requests.retain(|(urgency, _)| (*urgency < URGENT) == urgent);
     load_ordered(requests)
 }
