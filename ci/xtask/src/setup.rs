@@ -42,6 +42,7 @@ const PACKAGES: &[&str] = &[
     "openssl",
     "gdisk",
     "busybox-static",
+    "systemd-journal-remote",
 ];
 
 /// cargo-deny: version that deny.toml was written for.

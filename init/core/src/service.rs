@@ -51,6 +51,14 @@ pub struct ServiceSpec {
 #[must_use]
 pub fn product_services() -> Vec<ServiceSpec> {
     vec![
+        // First to come and last to go: it keeps what the others print.
+        ServiceSpec {
+            name: "logd",
+            program: "/usr/lib/beemesh/beemesh-logd",
+            kind: Kind::Daemon,
+            needs: Vec::new(),
+            grace_ms: 2_000,
+        },
         ServiceSpec {
             name: "net",
             program: "/usr/lib/beemesh/beemesh-net",
