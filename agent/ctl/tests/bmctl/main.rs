@@ -7,5 +7,6 @@ mod failures;
 mod lists;
 mod node;
 mod run;
+mod system_log;
 mod tls;
 mod views;
