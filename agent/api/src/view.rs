@@ -4,6 +4,7 @@ use crate::record::WorkloadId;
 use crate::shim::{ContainerState, Phase};
 use beemesh_ids::{Digest, NodeName, PeerId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// How far a node's identity can be believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -104,6 +105,49 @@ pub struct LogLine {
     pub line: String,
 }
 
+/// A record of a node's system log: what the kernel said, or PID 1 or a service printed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordView {
+    /// Microseconds since the Unix epoch by the node's clock, which may be wrong and may step.
+    pub realtime_us: u64,
+    /// Microseconds since the node's start (CLOCK_MONOTONIC).
+    pub monotonic_us: u64,
+    /// Boot id, 32 hexadecimal digits.
+    pub boot: String,
+    /// Who numbered it.
+    pub source: RecordSource,
+    /// Number; rises within boot and source.
+    pub seq: u64,
+    /// Service, `init` or `kernel`.
+    pub unit: String,
+    /// Syslog's priority, 0 (emergency) to 7 (debug).
+    pub priority: u8,
+    /// The line began in the record before of the same unit.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub continues: bool,
+    /// The line goes on in the next record of the same unit.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cut: bool,
+    /// Further facts; `LOST` counts the records that are missing before this one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub fields: BTreeMap<String, String>,
+    /// The line; bytes that are not UTF-8 are replaced.
+    pub message: String,
+    /// Base64 of the line, where it is not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message_base64: Option<String>,
+}
+
+/// Where a record comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RecordSource {
+    /// PID 1 and services.
+    Services,
+    /// The kernel.
+    Kernel,
+}
+
 /// An image in the answering node's store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageView {
@@ -136,6 +180,10 @@ pub mod path {
     /// GET `…/{namespace}/{pod}/{container}`: logs; `?follow=true&tail=N`. Answered by the holder, others forward. A
     /// stream of [`super::LogLine`] whether it is followed or not: a log can be longer than a list may be.
     pub const LOGS: &str = "/v1/logs";
+    /// GET: the system log of a node as a stream of [`super::RecordView`]. `unit=NAME`; `kernel=true`: the kernel's alone;
+    /// `since_ms=N`: not older than so many milliseconds; `boot=0` (the one that runs, if not given), `-1` (the one
+    /// before), …, `all`; `tail=N`, at most 10000; `follow=true`; `node=NAME`: of another member, which is asked for it.
+    pub const SYSTEM_LOG: &str = "/v1/logs";
     /// POST `…/{namespace}/{pod}/{container}`: [`super::ExecRequest`] -> [`super::ExecReply`].
     pub const EXEC: &str = "/v1/exec";
     /// GET: images of this node ([`super::ImageView`]). POST: import an OCI archive (body: tar), needs an operator;

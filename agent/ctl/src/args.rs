@@ -57,7 +57,20 @@ const LOGS_HELP: &str = "\
 Examples:
   bmctl logs web-0
   bmctl logs -f --tail 20 web-0 -c nginx
-  bmctl logs -t web-0 -o json     one JSON document a line, with time and stream";
+  bmctl logs -t web-0 -o json     one JSON document a line, with time and stream
+
+A node's own log, of the node that is asked or of --on NODE:
+  bmctl logs --unit agent --since 10m -f
+  bmctl logs --kernel --boot -1 --on till-2            the kernel's last words before the restart
+  bmctl logs --system --boot all -o export > till.export
+                                                       for systemd-journal-remote -o DIR till.export";
+
+const DMESG_HELP: &str = "\
+The same as `bmctl logs --kernel`, with the time since the node's start.
+
+Examples:
+  bmctl dmesg
+  bmctl dmesg --boot -1 --tail 50     what the kernel said last before the restart";
 
 const EXEC_HELP: &str = "\
 The command runs to its end, then its output is shown (at most 8 MiB each of standard output and error), and bmctl
@@ -139,11 +152,14 @@ pub struct Global {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// Columns for people
+    #[value(alias = "short")]
     Table,
     /// JSON; streams as one document a line
     Json,
     /// YAML; streams with `---` before each document
     Yaml,
+    /// systemd's journal export format; of a node's log alone
+    Export,
 }
 
 /// The commands.
@@ -192,7 +208,7 @@ pub enum Command {
         #[command(flatten)]
         change: ChangeArgs,
     },
-    /// Shows what a container wrote
+    /// Shows what a container wrote, or a node's own log
     #[command(after_help = LOGS_HELP)]
     Logs {
         /// Stay and show what comes
@@ -204,9 +220,38 @@ pub enum Command {
         /// Put the time before each line
         #[arg(short, long)]
         timestamps: bool,
-        /// Which container of which pod
+        /// Namespace of the pod
+        #[arg(short, long, value_name = "NS", default_value = "default")]
+        namespace: String,
+        /// Container; the pod's first one where it is not given
+        #[arg(short, long, value_name = "NAME")]
+        container: Option<String>,
+        /// Name of the pod
+        #[arg(
+            value_name = "POD",
+            required_unless_present = "whose",
+            conflicts_with = "which"
+        )]
+        pod: Option<String>,
+        /// Whose lines, instead of a pod's
         #[command(flatten)]
-        target: ContainerArgs,
+        whose: WhoseArgs,
+        /// Which of them
+        #[command(flatten)]
+        which: SystemLogArgs,
+    },
+    /// Shows what a node's kernel said
+    #[command(after_help = DMESG_HELP)]
+    Dmesg {
+        /// Stay and show what comes
+        #[arg(short, long)]
+        follow: bool,
+        /// Only the newest N lines of what is there
+        #[arg(long, value_name = "N")]
+        tail: Option<u64>,
+        /// Which of them
+        #[command(flatten)]
+        which: SystemLogArgs,
     },
     /// Runs a command in a container
     #[command(after_help = EXEC_HELP)]
@@ -283,6 +328,44 @@ pub enum ImagesCommand {
     },
 }
 
+/// Whose lines of a node's own log.
+#[derive(Debug, Clone, Args)]
+#[group(id = "whose", multiple = false, conflicts_with_all = ["pod", "container", "namespace", "timestamps"])]
+pub struct WhoseArgs {
+    /// What this service of the node printed; `init` for PID 1
+    #[arg(short, long, value_name = "NAME")]
+    pub unit: Option<String>,
+    /// What the node's kernel said
+    #[arg(short, long)]
+    pub kernel: bool,
+    /// All of the node's own log
+    #[arg(long)]
+    pub system: bool,
+}
+
+/// Which lines of a node's own log.
+#[derive(Debug, Clone, Default, Args)]
+#[group(id = "which", multiple = true)]
+pub struct SystemLogArgs {
+    /// Only what is not older, such as 60s, 10m, 2h
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub since: Option<Duration>,
+    /// Of this start of the node: 0 the one that runs, -1 the one before, …, or `all` [default: 0]
+    #[arg(long, value_name = "N", value_parser = parse_boot, allow_hyphen_values = true)]
+    pub boot: Option<String>,
+    /// Of this member of the fabric
+    #[arg(long, value_name = "NODE")]
+    pub on: Option<String>,
+}
+
+/// `all`, or a number that is not above 0.
+fn parse_boot(text: &str) -> Result<String, String> {
+    let known = text == "all" || text.parse::<i32>().is_ok_and(|number| number <= 0);
+    known
+        .then(|| text.to_owned())
+        .ok_or_else(|| "write 0, -1, -2, … or `all`".to_owned())
+}
+
 /// How a change is sent.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct ChangeArgs {
@@ -343,6 +426,13 @@ mod tests {
             "bmctl network",
             "bmctl network try",
             "bmctl network try -f a --for 60",
+            "bmctl logs",
+            "bmctl logs web-0 --unit agent",
+            "bmctl logs --unit agent --kernel",
+            "bmctl logs --unit agent -n shop",
+            "bmctl logs web-0 --since 5m",
+            "bmctl logs --kernel --boot 1",
+            "bmctl dmesg --since soon",
         ] {
             assert!(Bmctl::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

@@ -21,6 +21,7 @@ pub fn render_list<T: Serialize>(
             Ok(text + "\n")
         }
         Format::Yaml => yaml(items),
+        Format::Export => Err(no_record()),
     }
 }
 
@@ -60,6 +61,7 @@ pub fn render_item<T: Serialize>(
             Ok(text + "\n")
         }
         Format::Yaml => Ok(format!("---\n{}", yaml(item)?)),
+        Format::Export => Err(no_record()),
     }
 }
 
@@ -69,6 +71,10 @@ fn yaml<T: Serialize + ?Sized>(value: &T) -> Result<String, Failure> {
         text.push('\n');
     }
     Ok(text)
+}
+
+fn no_record() -> Failure {
+    Failure::new(Class::Invalid, "`-o export` is for a node's own log")
 }
 
 fn unprintable() -> Failure {

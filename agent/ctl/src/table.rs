@@ -3,7 +3,9 @@
 
 use beemesh_agent_api::network::{NetworkView, TimeView};
 use beemesh_agent_api::shim::Phase;
-use beemesh_agent_api::view::{Assurance, EventView, ImageView, LogLine, NodeStatus, NodeView, PodView};
+use beemesh_agent_api::view::{
+    Assurance, EventView, ImageView, LogLine, NodeStatus, NodeView, PodView, RecordView,
+};
 use beemesh_init_api::time::{RtcState, TimeSource};
 use comfy_table::{ContentArrangement, Table, presets};
 use time::format_description::BorrowedFormatItem;
@@ -300,6 +302,41 @@ pub(crate) fn log_line(line: &LogLine, timestamps: bool) -> String {
     } else {
         format!("{}\n", line.line)
     }
+}
+
+/// A line of a node's own log: `2026-01-02T03:04:05.678Z agent: text`. Control characters of the text are shown, not obeyed.
+pub(crate) fn record_line(record: &RecordView) -> String {
+    let nanos = i128::from(record.realtime_us).saturating_mul(1000);
+    let time = OffsetDateTime::from_unix_timestamp_nanos(nanos).ok();
+    let time = time.and_then(|time| time.format(TIME).ok());
+    format!(
+        "{} {}: {}\n",
+        or_nothing(time),
+        visible(&record.unit),
+        record_text(record)
+    )
+}
+
+/// A line of the kernel: `[    5.140900] text`.
+pub(crate) fn kernel_line(record: &RecordView) -> String {
+    let (seconds, micros) = (record.monotonic_us / 1_000_000, record.monotonic_us % 1_000_000);
+    format!("[{seconds:5}.{micros:06}] {}\n", record_text(record))
+}
+
+fn record_text(record: &RecordView) -> String {
+    let lost = record.fields.get("LOST").map_or_else(String::new, |count| {
+        format!("({} records before this one were lost) ", visible(count))
+    });
+    // Tabulators align what people read and do no harm.
+    let pieces: Vec<String> = record
+        .message
+        .split('\t')
+        .map(|piece| match piece {
+            "" => String::new(),
+            piece => visible(piece),
+        })
+        .collect();
+    lost + &pieces.join("\t")
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use crate::{identity, member, rest};
 use anyhow::{Context as _, Result};
 use beemesh_agent_runtime::{ContainerRuntime, Runtime, RuntimeConfig};
 use beemesh_init_api::path;
+use beemesh_init_logd::SystemLog;
 use clap::Parser;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -74,6 +75,7 @@ pub async fn run(options: Options) -> Result<()> {
         queries,
         journal: journal.clone(),
         runtime: Arc::clone(&runtime),
+        system_log: SystemLog::new(&options.state.join("log"), &options.run_path(path::LOG)),
         images: images.clone(),
         site: watching,
     };

@@ -42,6 +42,7 @@ const PACKAGES: &[&str] = &[
     "openssl",
     "gdisk",
     "busybox-static",
+    "systemd-journal-remote",
 ];
 
 /// What `bench boot` needs besides: it installs a Debian to compare with.

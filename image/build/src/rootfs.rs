@@ -18,8 +18,9 @@ use std::{
 };
 
 /// Our binaries, and whether they must be static.
-const BINARIES: [(&str, bool); 5] = [
+const BINARIES: [(&str, bool); 6] = [
     ("beemesh-init", true),
+    ("beemesh-logd", true),
     ("beemesh-net", true),
     ("beemesh-shim", true),
     ("beemesh-unlock", false),

@@ -46,7 +46,7 @@ pub mod path {
     pub const SHUTDOWN: &str = "/run/beemesh/shutdown";
     /// Written by init (atomic rename) when something changes: a list of [`super::ServiceStatus`] as JSON.
     pub const SERVICES: &str = "/run/beemesh/init/services.json";
-    /// What services print goes to `<LOG>/<service>.log`, at most 1 MiB, and one older file `<service>.log.1`.
+    /// The system log's rings in RAM (`init/log/SPEC.md`): `services` and `kernel` below here.
     pub const LOG: &str = "/run/beemesh/log";
     /// Where `/etc/resolv.conf` of the image points. Written by `beemesh-net` (atomic rename).
     pub const RESOLV_CONF: &str = "/run/beemesh/resolv.conf";

@@ -206,6 +206,7 @@ fn failures_are_forgotten_after_a_good_run() {
 /// A machine whose services all run.
 fn running() -> Init {
     let (mut init, _) = booted();
+    init.step(1, Event::Started("logd"));
     init.step(1, Event::Started("net"));
     init.step(2, Event::JobEnded(Job::ColdPlug, Outcome::Done));
     init.step(3, Event::Started("unlock"));
@@ -443,7 +444,12 @@ fn services_go_down_in_reverse_order_then_pods_then_the_machine() {
     );
     let commands = init.step(200, Event::Ended("agent", Ending::Exited(0)));
     assert!(commands.contains(&Command::Terminate("net")));
-    let commands = init.step(300, Event::Ended("net", Ending::Exited(0)));
+    let commands = init.step(250, Event::Ended("net", Ending::Exited(0)));
+    assert!(
+        commands.contains(&Command::Terminate("logd")),
+        "it keeps what the others said"
+    );
+    let commands = init.step(300, Event::Ended("logd", Ending::Exited(0)));
     assert!(commands.contains(&Command::TerminateEveryone));
     assert_eq!(
         init.step(350, Event::NoChildren),
@@ -464,9 +470,10 @@ fn last_grace_that_reaches_past_the_limit_does_not_spin_the_clock() {
     let mut init = running();
     init.step(0, Event::ShutdownAsked(Shutdown::Reboot));
     init.step(100, Event::Ended("agent", Ending::Exited(0)));
+    init.step(200, Event::Ended("net", Ending::Exited(0)));
     init.step(
         LIMIT_MS - OTHERS_GRACE_MS - 100,
-        Event::Ended("net", Ending::Exited(0)),
+        Event::Ended("logd", Ending::Exited(0)),
     );
     let mut now = LIMIT_MS - 100;
     assert_eq!(init.step(now, Event::Tick), [Command::KillEveryone]);

@@ -206,7 +206,23 @@ impl ServiceSpec {
 /// The services of the product, in start order; they are stopped in reverse.
 #[must_use]
 pub fn product_services() -> Vec<ServiceSpec> {
-    vec![net(), unlock(), agent()]
+    vec![logd(), net(), unlock(), agent()]
+}
+
+/// First to come and last to go: it keeps what the others print. Reads the kernel's messages, writes the rings.
+fn logd() -> ServiceSpec {
+    ServiceSpec {
+        sandbox: Sandbox {
+            capabilities: &["CAP_SYSLOG"],
+            allowed: &[],
+            view: View::Private {
+                writable: &["/run/beemesh", "/var"],
+                propagated: &[],
+                hidden: &[],
+            },
+        },
+        ..ServiceSpec::new("logd", "/usr/lib/beemesh/beemesh-logd", Kind::Daemon)
+    }
 }
 
 /// Reads packets of strangers: it sees no state volume and writes its status only. It sets the clock.

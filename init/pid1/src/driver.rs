@@ -327,7 +327,10 @@ impl Driver {
 
     fn execute(&mut self, command: Command) {
         match command {
-            Command::Say(line) => self.console.say(&line),
+            Command::Say(line) => {
+                crate::logs::record(&line);
+                self.console.say(&line);
+            }
             Command::Start(name) => {
                 if let Some(service) = self.service(name) {
                     let event = service

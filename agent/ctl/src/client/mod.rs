@@ -16,7 +16,7 @@ pub(crate) use transport::check_address;
 use crate::context::Operator;
 use beemesh_agent_api::network::{NetworkView, TimeView};
 use beemesh_agent_api::view::{
-    ErrorBody, EventView, ExecReply, ExecRequest, ImageView, LogLine, NodeView, PodView, path,
+    ErrorBody, EventView, ExecReply, ExecRequest, ImageView, LogLine, NodeView, PodView, RecordView, path,
 };
 use beemesh_agent_identity::{TlsError, client_config};
 use body::Upload;
@@ -41,6 +41,23 @@ pub struct LogOptions {
     pub follow: bool,
     /// Only the newest so many lines of what is there.
     pub tail: Option<u64>,
+}
+
+/// Which records of a node's own log are wanted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SystemLogOptions {
+    /// Stay, and only the newest.
+    pub lines: LogOptions,
+    /// Of this service.
+    pub unit: Option<String>,
+    /// Of the kernel.
+    pub kernel: bool,
+    /// Not older.
+    pub since: Option<Duration>,
+    /// `0`, `-1`, … or `all`.
+    pub boot: Option<String>,
+    /// Of another member.
+    pub node: Option<String>,
 }
 
 impl Client {
@@ -150,6 +167,36 @@ impl Client {
             path.push_str(&format!("&tail={tail}"));
         }
         let idle = if options.follow { None } else { Some(self.timeout) };
+        self.lines(path, idle).await
+    }
+
+    /// A node's own log. Unit and node must be valid in a path: see [`is_path_name`].
+    pub async fn system_log(&self, options: &SystemLogOptions) -> Result<Lines<RecordView>, ClientError> {
+        let mut path = format!("{}?follow={}", path::SYSTEM_LOG, options.lines.follow);
+        let mut put = |name: &str, value: &str| path.push_str(&format!("&{name}={value}"));
+        if let Some(unit) = &options.unit {
+            put("unit", unit);
+        }
+        if options.kernel {
+            put("kernel", "true");
+        }
+        if let Some(since) = options.since {
+            put("since_ms", &since.as_millis().to_string());
+        }
+        if let Some(boot) = &options.boot {
+            put("boot", boot);
+        }
+        if let Some(tail) = options.lines.tail {
+            put("tail", &tail.to_string());
+        }
+        if let Some(node) = &options.node {
+            put("node", node);
+        }
+        let idle = if options.lines.follow {
+            None
+        } else {
+            Some(self.timeout)
+        };
         self.lines(path, idle).await
     }
 

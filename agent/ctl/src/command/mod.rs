@@ -5,9 +5,10 @@ mod container;
 mod list;
 mod manifest;
 mod network;
+mod system_log;
 mod wait;
 
-use crate::args::{Bmctl, Command, ImagesCommand, NetworkCommand};
+use crate::args::{Bmctl, Command, ContainerArgs, Format, ImagesCommand, NetworkCommand};
 use crate::failure::{Class, Failure};
 use crate::session::Session;
 use std::time::Duration;
@@ -21,6 +22,16 @@ const LONG: Duration = Duration::from_secs(600);
 /// What could not be done, with its class.
 pub async fn run(line: Bmctl) -> Result<u8, Failure> {
     let session = Session { global: line.global };
+    let of_a_node = match &line.command {
+        Command::Logs { pod, .. } => pod.is_none(),
+        command => matches!(command, Command::Dmesg { .. }),
+    };
+    if session.global.output == Format::Export && !of_a_node {
+        return Err(
+            Failure::new(Class::Invalid, "`-o export` is for a node's own log")
+                .hint("bmctl logs --system -o export"),
+        );
+    }
     match line.command {
         Command::Nodes => list::nodes(&session).await?,
         Command::Pods {
@@ -63,10 +74,27 @@ pub async fn run(line: Bmctl) -> Result<u8, Failure> {
             follow,
             tail,
             timestamps,
-            target,
+            namespace,
+            container,
+            pod,
+            whose,
+            which,
         } => {
             let options = crate::client::LogOptions { follow, tail };
-            container::logs(&session, &target, options, timestamps).await?;
+            match pod {
+                Some(pod) => {
+                    let target = ContainerArgs {
+                        namespace,
+                        container,
+                        pod,
+                    };
+                    container::logs(&session, &target, options, timestamps).await?;
+                }
+                None => system_log::logs(&session, &whose, &which, options).await?,
+            }
+        }
+        Command::Dmesg { follow, tail, which } => {
+            system_log::dmesg(&session, &which, crate::client::LogOptions { follow, tail }).await?;
         }
         Command::Exec { stdin, target, argv } => {
             return container::exec(&session, &target, argv, stdin).await;

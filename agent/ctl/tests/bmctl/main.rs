@@ -8,5 +8,6 @@ mod lists;
 mod network;
 mod node;
 mod run;
+mod system_log;
 mod tls;
 mod views;

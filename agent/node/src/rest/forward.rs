@@ -20,20 +20,25 @@ pub async fn forward(
     context: &Context,
     site: &Site,
     pod: &PodView,
+    request: Request<Incoming>,
+) -> Result<Answer, Refused> {
+    let name = pod.node.as_ref().map_or("unknown", |name| name.as_str());
+    let role = format!(", which holds pod `{}`,", pod.name);
+    forward_to_node(context, site, name, &role, request).await
+}
+
+/// Forwards `request` to the member `name`; `role` says in an error why it is that one.
+pub async fn forward_to_node(
+    context: &Context,
+    site: &Site,
+    name: &str,
+    role: &str,
     mut request: Request<Incoming>,
 ) -> Result<Answer, Refused> {
     let nodes = ask(&context.queries, Query::Nodes).await?;
-    let holder = nodes
-        .into_iter()
-        .find(|node| Some(&node.name) == pod.node.as_ref());
-    let away = |why: String| {
-        let name = pod.node.as_ref().map_or("unknown", |name| name.as_str());
-        Refused::new(
-            StatusCode::BAD_GATEWAY,
-            format!("node `{name}`, which holds pod `{}`, {why}", pod.name),
-        )
-    };
-    let holder = holder.ok_or_else(|| away("is not a member any more".into()))?;
+    let holder = nodes.into_iter().find(|node| node.name.as_str() == name);
+    let away = |why: String| Refused::new(StatusCode::BAD_GATEWAY, format!("node `{name}`{role} {why}"));
+    let holder = holder.ok_or_else(|| away("is not a member".into()))?;
     let stream = site
         .fabric
         .open_stream(&holder.peer_id)
@@ -55,7 +60,7 @@ pub async fn forward(
         Ok(Err(error)) => Err(away(format!("broke off: {error}"))),
         Err(_) => Err(Refused::new(
             StatusCode::GATEWAY_TIMEOUT,
-            "the node that holds the pod does not answer in time",
+            "the node that was asked does not answer in time",
         )),
     }
 }

@@ -11,6 +11,7 @@ mod answer;
 mod forward;
 mod routes;
 mod serve;
+mod system_log;
 
 pub use answer::Refused;
 pub use routes::Context;

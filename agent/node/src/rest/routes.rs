@@ -3,6 +3,7 @@
 use super::answer::{Answer, Refused, json, json_lines};
 use super::forward;
 use super::serve::Access;
+use super::system_log;
 use crate::images::Images;
 use crate::journal::Journal;
 use crate::networks::Networks;
@@ -10,6 +11,7 @@ use crate::query::{Query, Site, ask};
 use base64::Engine as _;
 use beemesh_agent_api::view::{EventView, ExecRequest, PodView, path};
 use beemesh_agent_runtime::{ImageError, LogQuery, PodError, Runtime};
+use beemesh_init_logd::SystemLog;
 use beemesh_joinpack_format::RootChain;
 use futures::StreamExt;
 use http_body_util::{BodyExt, Limited};
@@ -40,6 +42,8 @@ pub struct Context {
     pub journal: Journal,
     /// Pods of this node.
     pub runtime: Arc<dyn Runtime>,
+    /// This node's own log.
+    pub system_log: SystemLog,
     /// Images of this node.
     pub images: Images,
     /// The fabric, once this box is a member.
@@ -110,6 +114,23 @@ async fn route(request: Request<Incoming>, access: Access, context: Context) -> 
             Ok(json(StatusCode::OK, &blocking(move || images.list()).await?))
         }
         (&Method::POST, path::IMAGES) => import(request, &query, &context).await,
+        (&Method::GET, path::SYSTEM_LOG) => {
+            let elsewhere = match (query.get("node"), context.site.borrow().as_ref()) {
+                (Some(node), site) => site.is_none_or(|site| site.name.as_str() != node),
+                (None, _) => false,
+            };
+            match query.get("node").filter(|_| elsewhere) {
+                Some(node) if access == Access::Member => Err(Refused::new(
+                    StatusCode::CONFLICT,
+                    format!("this is not node `{node}`"),
+                )),
+                Some(node) => {
+                    let site = context.site()?;
+                    forward::forward_to_node(&context, &site, node, "", request).await
+                }
+                None => system_log::answer(&query, &context.system_log),
+            }
+        }
         (&Method::GET, _) if target.starts_with(path::LOGS) => logs(request, &access, &context, &query).await,
         (&Method::POST, _) if target.starts_with(path::EXEC) => exec(request, &access, &context).await,
         _ => Err(Refused::new(
