@@ -42,6 +42,7 @@ pub fn render_document<T: Serialize>(
             Ok(text + "\n")
         }
         Format::Yaml => yaml(document),
+        Format::Export => Err(no_record()),
     }
 }
 
