@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use beemesh_agent_runtime::fixture::{Archive, Defect, Layer};
 use beemesh_ci_e2e::site::{Serving, wait_until};
 use beemesh_ci_e2e::{Binaries, Site, SiteOptions, nginx};
 use beemesh_ci_testkit::{Stick, StickImage};
@@ -162,6 +163,56 @@ fn refuse(site: &mut Site, bad: &Bad) {
     );
 }
 
+/// What an operator sends to the node is no more trusted than a stick.
+fn bad_images_are_refused_in_words(site: &Site) {
+    let ctl = site.ctl(0).unwrap();
+    let layer = Layer::default;
+    let good = || layer().file("bin/true", 0o755, b"x").unwrap();
+    let altered = Archive::default()
+        .layer(good())
+        .unwrap()
+        .defect(Defect::FlippedBit);
+    let hostile = [
+        (
+            layer().file("../outside", 0o644, b"x").unwrap(),
+            "`../outside` climbs out of the layer",
+        ),
+        (
+            layer()
+                .symlink("link", "/etc")
+                .unwrap()
+                .file("link/passwd", 0o644, b"x")
+                .unwrap(),
+            "`link/passwd` would be written through a symbolic link",
+        ),
+        (
+            layer()
+                .member(tar::EntryType::Block, "dev/sda", "", 0o660, b"")
+                .unwrap(),
+            "`dev/sda` is a device node",
+        ),
+    ];
+    let hostile = hostile.map(|(layer, words)| (Archive::default().layer(layer).unwrap(), words));
+    for (archive, words) in [(altered, "the image was altered or damaged")]
+        .into_iter()
+        .chain(hostile)
+    {
+        let path = site.folder.join("bad.oci.tar");
+        fs::write(&path, archive.name("bad:1").build().unwrap()).unwrap();
+        let refused = ctl
+            .run(&["images", "import", &path.display().to_string()])
+            .unwrap();
+        let error = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(2), "{error}");
+        assert!(error.contains(words), "{error}");
+    }
+    let images = ctl.json(&["images"]).unwrap().to_string();
+    assert!(
+        !images.contains("bad:1") && images.contains(nginx::IMAGE),
+        "{images}"
+    );
+}
+
 fn copies(serving: &[Serving]) -> Vec<String> {
     serving.iter().map(|replica| replica.pod_id.clone()).collect()
 }
@@ -270,6 +321,7 @@ fn bad_sticks_are_refused_in_words_and_the_good_one_is_taken_without_a_reboot() 
     ] {
         refuse(&mut site, stick);
     }
+    bad_images_are_refused_in_words(&site);
     let after = site.wait_serving(0, 1, Duration::from_secs(10)).unwrap();
     assert_eq!(copies(&before), copies(&after), "the workload was touched");
     assert_eq!(
