@@ -522,6 +522,11 @@ impl Driver {
         let after = started.map(|started| clock::boot_ms().saturating_sub(started));
         self.joined_after = after;
         self.look_at_capacity();
+        let shim = self.part.options.shim.clone();
+        // Now that nobody waits: the first pod does not wait for the shim to be unpacked from the system image.
+        tokio::task::spawn_blocking(move || {
+            std::fs::File::open(shim).and_then(|mut shim| std::io::copy(&mut shim, &mut std::io::sink()))
+        });
         let member = &self.joined.member;
         let message = format!(
             "joined fabric {} as {} ({}, assurance {}, after {} ms): it {how}",

@@ -90,6 +90,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_architecture_lists_the_same_phases_in_the_same_order() {
+        let text = include_str!("../../../ARCHITECTURE.md");
+        let (_, after) = text.split_once("## The boot, phase by phase").unwrap();
+        let (section, _) = after.split_once("\n## ").unwrap();
+        let listed: Vec<&str> = section
+            .lines()
+            .filter(|line| line.starts_with(|c: char| c.is_ascii_digit()))
+            .filter_map(|line| line.split('`').nth(1))
+            .collect();
+        let phases = INITRAMFS.iter().chain(&ROOT);
+        assert_eq!(
+            listed,
+            phases.map(|phase| format!("{phase:?}")).collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
     fn every_phase_says_what_and_what_to_do_in_plain_words() {
         for phase in INITRAMFS.iter().chain(&ROOT) {
             let text = emergency_text(phase.what(), "detail", phase.remedy(), 60).join(" ");
