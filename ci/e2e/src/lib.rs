@@ -4,6 +4,7 @@
 
 pub mod bench;
 pub mod binaries;
+pub mod guest;
 pub mod nginx;
 pub mod site;
 

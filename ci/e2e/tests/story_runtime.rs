@@ -2,36 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use beemesh_ci_e2e::Binaries;
+use beemesh_ci_e2e::{Binaries, guest};
 use beemesh_ci_testkit::{Machine, MachineConfig};
 use regex::Regex;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 const MODULES: &[&str] = &["fs/overlayfs/overlay.ko", "drivers/net/veth.ko"];
-
-/// The unpacked kernel package of the built image: its digest names the folder.
-fn kernel_modules(binaries: &Binaries) -> PathBuf {
-    let release = binaries.release().unwrap();
-    let packages = release["packages"].as_array().unwrap();
-    let kernel = packages.iter().find(|package| {
-        package["name"]
-            .as_str()
-            .is_some_and(|name| name.starts_with("linux-image-6") || name.starts_with("linux-image-7"))
-    });
-    let digest = kernel.unwrap()["digest"]
-        .as_str()
-        .unwrap()
-        .trim_start_matches("sha256:");
-    let version = release["kernel"].as_str().unwrap();
-    let cache = binaries
-        .target
-        .join("image/cache")
-        .join(format!("unpacked-{digest}"));
-    cache.join("lib/modules").join(version).join("kernel")
-}
 
 fn initrd(binaries: &Binaries, folder: &Path) -> PathBuf {
     let root = folder.join("root");
@@ -49,21 +27,9 @@ fn initrd(binaries: &Binaries, folder: &Path) -> PathBuf {
     for name in ["beemesh-shim", "runtime-contract"] {
         fs::copy(built.join(name), root.join("bin").join(name)).unwrap();
     }
-    let modules = kernel_modules(binaries);
-    for module in MODULES {
-        let from = modules.join(module);
-        fs::copy(&from, root.join("modules").join(from.file_name().unwrap())).unwrap();
-    }
+    guest::copy_modules(binaries, MODULES, &root.join("modules")).unwrap();
     let initrd = folder.join("initrd.cpio");
-    let line = "find . | LC_ALL=C sort | cpio --quiet -o -H newc > \"$0\"";
-    let packed = Command::new("sh")
-        .arg("-c")
-        .arg(line)
-        .arg(&initrd)
-        .current_dir(&root)
-        .status()
-        .unwrap();
-    assert!(packed.success());
+    guest::pack(&root, &initrd).unwrap();
     initrd
 }
 
