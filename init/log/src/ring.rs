@@ -102,6 +102,13 @@ impl Ring {
         }
     }
 
+    /// The newest segment could not be begun and is not there: it does not count, so that a full disk on which every
+    /// attempt fails does not push the old ones out.
+    pub fn forget_newest(&mut self) {
+        self.segments.pop_back();
+        self.open = false;
+    }
+
     /// The last write failed: its segment may be torn, and is not written any more.
     pub fn close(&mut self) {
         self.open = false;

@@ -255,6 +255,12 @@ fn a_ring_that_is_opened_again_never_writes_into_an_old_segment_and_comes_within
     assert_eq!((placed.number, placed.fresh, placed.remove), (10, true, vec![4]));
     ring.close();
     assert_eq!(ring.place(100).number, 11);
+    // A full disk: hundreds of attempts that fail cost no old segment.
+    let mut ring = Ring::new(LIMITS, vec![(1, 50_000), (2, 50_000)]);
+    for _ in 0..300 {
+        assert_eq!(ring.place(100).remove, []);
+        ring.forget_newest();
+    }
 }
 
 #[test]

@@ -95,25 +95,46 @@ impl RingWriter {
             let path = path.clone();
             move |source| RingError { what, path, source }
         };
-        if placed.fresh {
-            // What was written to the old one is not lost by going on to the next.
-            self.sync()?;
-            let header = Header {
-                number: placed.number,
-                boot: self.boot,
-                salt: salt().map_err(fail("draw a salt for"))?,
-            };
-            let mut options = OpenOptions::new();
-            let options = options.append(true).create_new(true).mode(0o600);
-            let mut file = options.open(&path).map_err(fail("make"))?;
-            file.write_all(&header.encode()).map_err(fail("write"))?;
-            self.current = Some((header, file));
+        if !placed.fresh {
+            return self.put(placed.offset, record).map_err(fail("write"));
         }
-        let Some((header, file)) = &mut self.current else {
-            return Err(fail("write")(io::ErrorKind::NotFound.into()));
+        let begun = self.begin(placed.number, &path).and_then(|()| {
+            let put = self.put(placed.offset, record);
+            put.map_err(fail("write"))
+        });
+        if begun.is_err() {
+            let _ = fs::remove_file(&path);
+            if !path.exists() {
+                self.ring.forget_newest();
+            }
+        }
+        begun
+    }
+
+    /// Makes a segment and its header.
+    fn begin(&mut self, number: u64, path: &Path) -> Result<(), RingError> {
+        let fail = |what| {
+            let path = path.to_owned();
+            move |source| RingError { what, path, source }
         };
-        file.write_all(&append(header, placed.offset, record))
-            .map_err(fail("write"))
+        // What was written to the old one is not lost by going on to the next.
+        self.sync()?;
+        let header = Header {
+            number,
+            boot: self.boot,
+            salt: salt().map_err(fail("draw a salt for"))?,
+        };
+        let mut options = OpenOptions::new();
+        let options = options.append(true).create_new(true).mode(0o600);
+        let mut file = options.open(path).map_err(fail("make"))?;
+        file.write_all(&header.encode()).map_err(fail("write"))?;
+        self.current = Some((header, file));
+        Ok(())
+    }
+
+    fn put(&mut self, offset: u64, record: &Record) -> io::Result<()> {
+        let (header, file) = self.current.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        file.write_all(&append(header, offset, record))
     }
 
     /// What was appended survives a loss of power from now on.
