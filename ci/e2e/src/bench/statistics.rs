@@ -26,7 +26,7 @@ pub fn summary(values: impl IntoIterator<Item = f64>) -> Option<Summary> {
     let (lowest, highest) = (*sorted.first()?, *sorted.last()?);
     let middle = sorted.len() / 2;
     let upper = *sorted.get(middle)?;
-    let lower = *sorted.get(middle - usize::from(sorted.len() % 2 == 0))?;
+    let lower = *sorted.get(middle - usize::from(sorted.len().is_multiple_of(2)))?;
     Some(Summary {
         // Not (a + b) / 2, which can leave the range of both by rounding.
         median: lower + (upper - lower) / 2.0,
