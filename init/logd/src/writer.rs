@@ -102,11 +102,10 @@ impl RingWriter {
             let put = self.put(placed.offset, record);
             put.map_err(fail("write"))
         });
-        if begun.is_err() {
-            let _ = fs::remove_file(&path);
-            if !path.exists() {
-                self.ring.forget_newest();
-            }
+        if begun.is_err()
+            && fs::remove_file(&path).map_or_else(|e| e.kind() == io::ErrorKind::NotFound, |()| true)
+        {
+            self.ring.forget_newest();
         }
         begun
     }
