@@ -10,7 +10,7 @@ use std::path::Path;
 #[test]
 fn a_round_of_the_bench_measures_the_bare_system_and_the_product() {
     let binaries = Binaries::find().unwrap();
-    let rig = Rig::open(&binaries, "story", None).unwrap();
+    let rig = Rig::open(&binaries, "story").unwrap();
     let bare = rig.bare().unwrap();
     let first = rig.beemesh_first(&bare);
     let (limit, ours) = (rig.boot(&bare).unwrap(), rig.boot(&first).unwrap());

@@ -23,9 +23,6 @@ pub enum Bench {
         /// Also write doc/bench-boot.json, doc/bench-boot.svg and the table in the README
         #[arg(long)]
         docs: bool,
-        /// Lock this file during each boot, so that other work on this machine can wait for it
-        #[arg(long)]
-        lock: Option<PathBuf>,
     },
 }
 
@@ -43,15 +40,12 @@ pub fn bench(what: Bench) -> Result<ExitCode> {
         json,
         strict,
         docs,
-        lock,
     } = what;
     let mut bench = run::command("target/release/bench-boot");
     bench.args(["--boots", &boots.to_string()]);
-    for (name, path) in [("--json", json), ("--lock", lock)] {
-        // The bench runs in the root of the repository, its caller may not.
-        if let Some(path) = path {
-            bench.arg(name).arg(std::path::absolute(path)?);
-        }
+    // The bench runs in the root of the repository, its caller may not.
+    if let Some(path) = json {
+        bench.arg("--json").arg(std::path::absolute(path)?);
     }
     for (name, wanted) in [("--strict", strict), ("--docs", docs)] {
         bench.args(wanted.then_some(name));

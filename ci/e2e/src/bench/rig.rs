@@ -11,7 +11,7 @@ use crate::Binaries;
 use anyhow::{Context, Result, bail};
 use beemesh_ci_testkit::{Accel, Disk, DiskBus, Machine, MachineConfig};
 use regex::Regex;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -48,15 +48,14 @@ pub struct Rig {
     pub product: Product,
     folder: PathBuf,
     accel: Accel,
-    lock: Option<PathBuf>,
 }
 
 impl Rig {
-    /// A rig with the built image, working in `target/bench`. With `lock`, that file is locked during each boot.
+    /// A rig with the built image, working in `target/bench`.
     ///
     /// # Errors
     /// When there is no built image.
-    pub fn open(binaries: &Binaries, name: &str, lock: Option<PathBuf>) -> Result<Self> {
+    pub fn open(binaries: &Binaries, name: &str) -> Result<Self> {
         let product = Product::find(binaries)?;
         let folder = binaries.target.join("bench").join(name);
         let _ = fs::remove_dir_all(&folder);
@@ -66,7 +65,6 @@ impl Rig {
             product,
             folder,
             accel,
-            lock,
         })
     }
 
@@ -157,7 +155,6 @@ impl Rig {
         end: impl FnOnce(&mut Machine) -> Result<()>,
     ) -> Result<PathBuf> {
         let folder = self.folder.join(name);
-        let _lock = self.take_lock()?;
         let config = self.machine(system, &folder)?;
         let mut machine = Machine::start(config)?;
         machine.wait_for(Regex::new(PATTERN)?, LIMIT)?;
@@ -172,7 +169,6 @@ impl Rig {
     pub fn boot(&self, system: &System) -> Result<Boot> {
         let folder = self.folder.join("boot");
         let config = self.machine(system, &folder)?;
-        let _lock = self.take_lock()?;
         let busy_before_percent = host::wait_for_quiet()?;
         let (ours, before) = (host::process_ticks(std::process::id()), host::ticks()?);
         let power_on = Instant::now();
@@ -211,16 +207,6 @@ impl Rig {
             .accel(self.accel);
         config.cpus = PROCESSORS;
         Ok(config)
-    }
-
-    /// Held until it is dropped.
-    fn take_lock(&self) -> Result<Option<File>> {
-        let Some(path) = &self.lock else { return Ok(None) };
-        let file = File::options().create(true).append(true).open(path);
-        let file = file.with_context(|| format!("failed to open `{}`", path.display()))?;
-        file.lock()
-            .with_context(|| format!("failed to lock `{}`", path.display()))?;
-        Ok(Some(file))
     }
 }
 

@@ -30,9 +30,6 @@ struct Cli {
     /// Boot nothing: show, and with --docs write, what an earlier run wrote with --json
     #[arg(long)]
     from: Option<PathBuf>,
-    /// Lock this file during each boot, so that other work on this machine can wait for it
-    #[arg(long)]
-    lock: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -70,7 +67,7 @@ fn bench(cli: &Cli) -> Result<()> {
 
 fn run(cli: &Cli) -> Result<Report> {
     let binaries = Binaries::find()?;
-    let rig = Rig::open(&binaries, "boot", cli.lock.clone())?;
+    let rig = Rig::open(&binaries, "boot")?;
     eprintln!("machine: {}; host: {}", rig.words(), host::words());
     let systems = prepare(&binaries, &rig)?;
     measure(cli.boots, &rig, &systems)
