@@ -42,6 +42,9 @@ pub enum LedgerError {
         #[source]
         source: std::io::Error,
     },
+    /// The folder of the pods' documents.
+    #[error("failed to open the pods' documents")]
+    Pods(#[source] StoreError),
     /// A record cannot be written as JSON.
     #[error("a record cannot be written down")]
     Encode(#[source] serde_json::Error),
@@ -85,10 +88,7 @@ impl Ledger {
             }
             Err(error) => return Err(failed("open", &path, error)),
         };
-        let pods = Store::open(run).map_err(|source| LedgerError::MoveAway {
-            path: run.to_owned(),
-            source: std::io::Error::other(source),
-        })?;
+        let pods = Store::open(run).map_err(LedgerError::Pods)?;
         Ok(Self {
             database: Arc::new(database),
             path,

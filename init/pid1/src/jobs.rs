@@ -20,8 +20,9 @@ use crate::loader::{Loader, log};
 
 /// Exit code of [`Outcome::Nothing`].
 const NOTHING: u8 = 3;
-/// FAT, and the character sets that Debian's kernel uses for it.
+/// Sticks that may be mounted over one another.
 const STICKS_STACKED: usize = 256;
+/// FAT, and the character sets that Debian's kernel uses for it.
 const STICK_MODULES: [&str; 3] = ["vfat", "nls_cp437", "nls_ascii"];
 /// Devices whose modalias a cold plug reads.
 const DEVICES_LIMIT: usize = 16_384;

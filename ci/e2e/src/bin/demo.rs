@@ -163,7 +163,6 @@ fn demo(cli: &Cli) -> Result<()> {
 }
 
 /// A fabric at rest: the image is on each node, and the last heartbeat that says so has gone round.
-/// A fabric at rest: the image is on each node, and the last heartbeat that says so has gone round.
 fn wait_for_images(site: &Site) -> Result<()> {
     let wanted = format!("image {} is ready", nginx::IMAGE);
     for node in &site.nodes {

@@ -153,7 +153,10 @@ impl Site {
             return true;
         }
         let said = format!("this kernel makes no links of the kind `{kind}`");
-        assert!(std::env::var_os(ALL_LINKS).is_none(), "{said}");
+        let needed = |name| std::env::var_os(name).is_some();
+        // Bridges carry tests that no story runs again.
+        let must = needed(ALL_LINKS) || kind == "bridge" && needed("CI");
+        assert!(!must, "{said}");
         eprintln!("NOT RUN HERE: {said}; `story_links` runs it on the product's kernel");
         false
     }
