@@ -11,7 +11,7 @@ mod node_key;
 mod roster;
 mod tls;
 
-pub use node_key::{KeyError, NodeKey};
+pub use node_key::{KeyError, NewKey, NodeKey};
 pub use roster::{AdmissionRefusal, MEMBERS, MembershipAdmission, Quarantine, Roster};
 pub use tls::{TlsError, client_config, member_of, operator_of, server_config};
 

@@ -126,10 +126,22 @@ impl NodeKey {
     /// # Errors
     /// A file that cannot be opened here and now: it stays as it is, and no other key is made in its place.
     pub fn load_or_create(folder: &Path, tpm: &dyn Tpm) -> Result<Self, KeyError> {
+        Self::load_or_keep(folder, tpm, || NewKey::make(tpm))
+    }
+
+    /// Like [`NodeKey::load_or_create`], with a key that was made before `folder` could be looked into.
+    ///
+    /// # Errors
+    /// As there, and what `new` returns.
+    pub fn load_or_keep(
+        folder: &Path,
+        tpm: &dyn Tpm,
+        new: impl FnOnce() -> Result<NewKey, KeyError>,
+    ) -> Result<Self, KeyError> {
         let path = folder.join(FILE);
         match read_bounded(&path) {
             Ok(bytes) => Self::open(&path, &bytes, tpm),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::create(folder, &path, tpm),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => new()?.keep(folder, path),
             Err(source) => Err(KeyError::File {
                 action: "read",
                 path,
@@ -217,8 +229,20 @@ impl NodeKey {
         }
         Ok(Self { secret, assurance })
     }
+}
 
-    fn create(folder: &Path, path: &Path, tpm: &dyn Tpm) -> Result<Self, KeyError> {
+/// A key that is sealed but not on a disk yet. Dropped, it is as if it had never been.
+pub struct NewKey {
+    key: NodeKey,
+    document: Document,
+}
+
+impl NewKey {
+    /// Makes a key and seals it.
+    ///
+    /// # Errors
+    /// [`KeyError::Random`], [`KeyError::Tpm`].
+    pub fn make(tpm: &dyn Tpm) -> Result<Self, KeyError> {
         let mut seed = Zeroizing::new([0; 32]);
         getrandom::fill(seed.as_mut_slice()).map_err(|error| KeyError::Random {
             what: error.to_string(),
@@ -238,18 +262,24 @@ impl NodeKey {
             public: secret.public(),
             blob: STANDARD.encode(blob),
         };
-        let failed = |action| {
-            move |source: io::Error| KeyError::File {
-                action,
-                path: path.to_owned(),
-                source,
-            }
-        };
-        let bytes = serde_json::to_vec_pretty(&document)
+        Ok(Self {
+            key: NodeKey { secret, assurance },
+            document,
+        })
+    }
+
+    fn keep(self, folder: &Path, path: PathBuf) -> Result<NodeKey, KeyError> {
+        let written = serde_json::to_vec_pretty(&self.document)
             .map_err(io::Error::from)
-            .map_err(failed("write"))?;
-        write_once(folder, path, &Zeroizing::new(bytes)).map_err(failed("write"))?;
-        Ok(Self { secret, assurance })
+            .and_then(|bytes| write_once(folder, &path, &Zeroizing::new(bytes)));
+        match written {
+            Ok(()) => Ok(self.key),
+            Err(source) => Err(KeyError::File {
+                action: "write",
+                path,
+                source,
+            }),
+        }
     }
 }
 
@@ -312,6 +342,19 @@ mod tests {
             1,
             "nothing else is left behind"
         );
+    }
+
+    #[test]
+    fn key_made_beforehand_is_kept_only_where_there_is_none() {
+        let folder = folder();
+        let tpm = FakeTpm::new(1);
+        let early = NewKey::make(&tpm).unwrap();
+        let peer_id = early.key.peer_id();
+        let kept = NodeKey::load_or_keep(folder.path(), &tpm, || Ok(early)).unwrap();
+        assert_eq!(kept.peer_id(), peer_id);
+        let other = NewKey::make(&tpm).unwrap();
+        let loaded = NodeKey::load_or_keep(folder.path(), &tpm, || Ok(other)).unwrap();
+        assert_eq!(loaded.peer_id(), peer_id, "the key on the disk wins");
     }
 
     #[test]

@@ -3,17 +3,50 @@
 use crate::journal::Journal;
 use anyhow::{Context, Result};
 pub use beemesh_agent_identity::NodeKey;
+use beemesh_agent_identity::{KeyError, NewKey};
 use beemesh_joinpack_format::Timestamp;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
 
-/// Loads the node key, or makes one on the first boot. A key that belongs to another machine's TPM is an error: it is
-/// never replaced silently, because the box would come back as a stranger.
-pub async fn load(folder: &Path, journal: &Journal) -> Result<Arc<NodeKey>> {
+/// A volume that is not decided on after this time is most likely being made: this is a first boot.
+const EARLY: Duration = Duration::from_millis(250);
+/// Between two looks for the TPM's driver.
+const PAUSE: Duration = Duration::from_millis(50);
+
+type Early = JoinHandle<Result<NewKey, KeyError>>;
+
+/// Waits for `volume` and makes a key meanwhile, if that takes long enough. Sealing it is a good part of the start of
+/// a first boot.
+pub async fn make_during(volume: impl Future<Output = ()>) -> Option<Early> {
+    let mut volume = std::pin::pin!(volume);
+    let mut pause = EARLY;
+    loop {
+        tokio::select! {
+            () = &mut volume => return None,
+            () = tokio::time::sleep(pause) => pause = PAUSE,
+        }
+        if Path::new(beemesh_firmware_tpm::DEVICE).exists() {
+            let early = tokio::task::spawn_blocking(|| NewKey::make(beemesh_firmware_tpm::open().as_ref()));
+            volume.await;
+            return Some(early);
+        }
+    }
+}
+
+/// Loads the node key, or keeps the early one or makes one on the first boot. A key that belongs to another machine's
+/// TPM is an error: it is never replaced silently, because the box would come back as a stranger.
+pub async fn load(folder: &Path, early: Option<Early>, journal: &Journal) -> Result<Arc<NodeKey>> {
     let folder = folder.to_owned();
+    let handle = tokio::runtime::Handle::current();
     let loaded = tokio::task::spawn_blocking(move || {
         let tpm = beemesh_firmware_tpm::open();
-        NodeKey::load_or_create(&folder, tpm.as_ref())
+        // An early key that failed is tried again: whatever is wrong with the TPM is said then.
+        let early = || early.and_then(|early| handle.block_on(early).ok()?.ok());
+        NodeKey::load_or_keep(&folder, tpm.as_ref(), || {
+            early().map_or_else(|| NewKey::make(tpm.as_ref()), Ok)
+        })
     });
     match loaded.await.context("the key task ended")? {
         Ok(key) => {

@@ -21,6 +21,7 @@ mod stick;
 mod sticks;
 mod store;
 mod supervisor;
+mod volume;
 
 pub use start::{Options, run};
 

@@ -43,7 +43,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// How often free memory, images and addresses are looked at.
 const CAPACITY: Duration = Duration::from_secs(1);
 /// A box that may found its cell waits this long for a member before it does.
-const FOUND_AFTER: Duration = Duration::from_millis(700);
+const FOUND_AFTER: Duration = Duration::from_millis(300);
 /// Events that are taken before their records are made durable and their commands carried out.
 const BATCH: usize = 64;
 /// Results of spawned work that may wait.

@@ -9,7 +9,7 @@ use crate::query::QUERIES;
 use crate::sticks::{News, Sticks};
 use crate::store::Store;
 use crate::supervisor::{Pulse, Supervisor};
-use crate::{identity, member, rest};
+use crate::{identity, member, rest, volume};
 use anyhow::{Context as _, Result};
 use beemesh_agent_runtime::{ContainerRuntime, Runtime, RuntimeConfig};
 use beemesh_init_api::path;
@@ -60,8 +60,12 @@ impl Options {
 pub async fn run(options: Options) -> Result<()> {
     let supervisor = Supervisor::find();
     let journal = Journal::new(options.run_path(path::CONSOLE));
+    let early = match supervisor.is_there() {
+        true => identity::make_during(volume::decided(&options)).await,
+        false => None,
+    };
     let store = Store::open(&options.state.join("agent"))?;
-    let key = identity::load(&options.state.join("identity"), &journal).await?;
+    let key = identity::load(&options.state.join("identity"), early, &journal).await?;
     tracing::info!(peer = %key.peer_id(), "identity ready");
     let runtime = open_runtime(&options).await?;
     let images = Images::new(Arc::clone(runtime.images()), store.clone(), journal.clone());

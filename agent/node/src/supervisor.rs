@@ -48,6 +48,11 @@ impl Supervisor {
         }
     }
 
+    /// Whether this process has one.
+    pub fn is_there(&self) -> bool {
+        self.socket.is_some()
+    }
+
     /// Takes back a socket that an earlier run of the agent has left with the supervisor.
     pub fn take(&self, name: &str) -> Option<OwnedFd> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);

@@ -34,6 +34,7 @@ const PACKAGES: &[&str] = &[
     "skopeo",
     "sbsigntool",
     "cryptsetup-bin",
+    "libcryptsetup-dev",
     "e2fsprogs",
     "iproute2",
     "dnsmasq-base",

@@ -20,9 +20,9 @@ use tss_esapi::{
         session_handles::{AuthSession, PolicySession},
     },
     structures::{
-        Digest, EccPoint, KeyedHashScheme, PcrSelectionList, PcrSlot, Private, Public, PublicBuilder,
-        PublicEccParametersBuilder, PublicKeyedHashParameters, SensitiveData, SymmetricDefinition,
-        SymmetricDefinitionObject,
+        CreateKeyResult, Digest, EccPoint, KeyedHashScheme, PcrSelectionList, PcrSlot, Private, Public,
+        PublicBuilder, PublicEccParametersBuilder, PublicKeyedHashParameters, SensitiveData,
+        SymmetricDefinition, SymmetricDefinitionObject,
     },
     tcti_ldr::TctiNameConf,
     traits::{Marshall, UnMarshall},
@@ -67,11 +67,10 @@ impl Tpm for DeviceTpm {
         let mut tpm = self.connect()?;
         let storage = create_storage_key(&mut tpm)?;
 
-        let trial = start_session(&mut tpm, None, SessionType::Trial)?;
-        let policy = policy_session(trial)?;
-        select_pcr_policy(&mut tpm, policy)?;
+        let policy = start_session(&mut tpm, None, SessionType::Policy)?;
+        select_pcr_policy(&mut tpm, policy_session(policy)?)?;
         let digest = tpm
-            .policy_get_digest(policy)
+            .policy_get_digest(policy_session(policy)?)
             .map_err(command("PolicyGetDigest"))?;
 
         let session = start_session(&mut tpm, Some(storage), SessionType::Hmac)?;
@@ -82,6 +81,7 @@ impl Tpm for DeviceTpm {
                 tpm.create(storage, template, None, Some(data), None, None)
             })
             .map_err(command("Create"))?;
+        check_sealed(&mut tpm, storage, &made, (policy, session), secret)?;
         Blob::Tpm {
             version: Blob::VERSION,
             public: blob::encode(&made.out_public.marshall().map_err(command("Create"))?),
@@ -128,6 +128,39 @@ impl Tpm for DeviceTpm {
                 },
             })?;
         Ok(Zeroizing::new(data.value().to_vec()))
+    }
+}
+
+/// What does not come back is found now, not at the next boot. `policy` fits the object already; the answer crosses the
+/// bus in the salted `session`.
+fn check_sealed(
+    tpm: &mut Context,
+    storage: KeyHandle,
+    made: &CreateKeyResult,
+    (policy, session): (AuthSession, AuthSession),
+    secret: &[u8],
+) -> Result<(), TpmError> {
+    let (private, public) = (made.out_private.clone(), made.out_public.clone());
+    let object = tpm
+        .execute_with_session(Some(AuthSession::Password), |tpm| {
+            tpm.load(storage, private, public)
+        })
+        .map_err(command("Load"))?;
+    // There is nothing to decrypt in this command, and the TPM refuses to be asked for it.
+    let (attributes, mask) = SessionAttributesBuilder::new()
+        .with_decrypt(false)
+        .with_encrypt(true)
+        .build();
+    tpm.tr_sess_set_attributes(session, attributes, mask)
+        .map_err(command("Unseal"))?;
+    let data = tpm
+        .execute_with_sessions((Some(policy), Some(session), None), |tpm| {
+            tpm.unseal(object.into())
+        })
+        .map_err(command("Unseal"))?;
+    match data.value() == secret {
+        true => Ok(()),
+        false => Err(TpmError::Forgetful),
     }
 }
 

@@ -50,7 +50,8 @@ pub trait Tpm: Send + Sync {
     /// Whether a real TPM does the work.
     fn kind(&self) -> Kind;
 
-    /// Seals `secret` (1 to [`MAX_SECRET`] bytes) to this machine and its present Secure Boot state.
+    /// Seals `secret` (1 to [`MAX_SECRET`] bytes) to this machine and its present Secure Boot state, and sees to it that
+    /// it comes back.
     /// The blob is at most [`MAX_BLOB`] bytes and may be stored anywhere.
     ///
     /// # Errors
@@ -96,6 +97,9 @@ pub enum TpmError {
         "the secure boot settings of this machine changed since the blob was sealed: restore them in the firmware set-up"
     )]
     StateChanged,
+    /// The TPM gave back something else than it was given.
+    #[error("the tpm does not give back what it sealed")]
+    Forgetful,
     /// The TPM cannot be opened.
     #[error("failed to open the tpm at `{tcti}`")]
     Unavailable {

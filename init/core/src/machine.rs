@@ -7,15 +7,20 @@
 use std::collections::BTreeSet;
 
 use crate::backoff::Jitter;
-use crate::modules::urgency;
+use crate::modules::{DISKS, URGENT, urgency};
 use crate::notify::Notice;
-use crate::service::{Ending, Need, Service, ServiceSpec};
+use crate::service::{Ending, Need, Readiness, Service, ServiceSpec};
 use crate::shutdown::{AFTER_KILL_MS, LIMIT_MS, OTHERS_GRACE_MS, Stage};
 use crate::stick::Sticks;
 use crate::uevent::{Action, Uevent};
 
-/// Nobody waits longer than this for the drivers of the devices that were there at boot, in milliseconds.
+/// Nobody waits longer than this for the drivers of the disks that were there at boot, in milliseconds.
 pub const COLD_PLUG_LIMIT_MS: u64 = 4_000;
+/// The drivers that nobody waits for follow when the services have been ready for this long, in milliseconds: the
+/// agent is joining its fabric then.
+pub const REST_AFTER_MS: u64 = 2_000;
+/// Or when the boot has taken this long, in milliseconds.
+pub const REST_LIMIT_MS: u64 = 20_000;
 /// Loader children at the same time, besides the cold plug.
 pub const LOADERS_LIMIT: u32 = 2;
 /// Modaliases that wait for a loader; beyond that they are dropped and a new cold plug finds them.
@@ -35,7 +40,9 @@ pub enum Shutdown {
 /// Something that a child does because it may block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Job {
-    /// Load the modules that the boot waits for, of every device in sysfs.
+    /// Load the modules of the buses and controllers that disks and sticks hang on, of every device in sysfs.
+    ColdPlugDisks,
+    /// Load the modules that the boot waits for, of every device in sysfs: those of [`Job::ColdPlugDisks`] last.
     ColdPlug,
     /// Load the modules of all other devices in sysfs, at low priority.
     ColdPlugRest,
@@ -111,7 +118,7 @@ pub enum Command {
         /// The device node.
         device: Option<String>,
     },
-    /// Say that the devices of the boot have their drivers.
+    /// Say that the disks of the boot have their drivers.
     AnnounceSettled,
     /// Listen for the power button on this input device (name below `/dev`).
     WatchInput(String),
@@ -130,6 +137,8 @@ pub struct Init {
     jitter: Jitter,
     cold_plug: ColdPlug,
     loaders: u32,
+    /// What those of them load that load what a built-in disk may hang on.
+    disk_loaders: Vec<Vec<String>>,
     pending: BTreeSet<(u8, String)>,
     served: BTreeSet<String>,
     shutdown: Option<Way>,
@@ -145,9 +154,23 @@ struct Way {
 #[derive(Debug, Default)]
 struct ColdPlug {
     limit_ms: Option<u64>,
+    disks: bool,
     running: bool,
     again: bool,
     settled: bool,
+    rest: Rest,
+}
+
+/// The drivers that nobody waits for: keyboards, buttons, what the first pod needs.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    /// Not before the services are ready, or the boot has taken too long.
+    #[default]
+    Waiting,
+    /// The services are ready: at this moment.
+    Due { at_ms: u64 },
+    /// Begun; what comes now is loaded at once.
+    Begun,
 }
 
 impl Init {
@@ -160,6 +183,7 @@ impl Init {
             jitter: Jitter::new(seed),
             cold_plug: ColdPlug::default(),
             loaders: 0,
+            disk_loaders: Vec::new(),
             pending: BTreeSet::new(),
             served: BTreeSet::new(),
             shutdown: None,
@@ -180,13 +204,14 @@ impl Init {
         }
         let services = self.services.iter().filter_map(Service::deadline_ms);
         let settle = self.cold_plug.limit_ms.filter(|_| !self.cold_plug.settled);
+        let rest = self.rest_at_ms().filter(|_| self.shutdown.is_none());
         // After the last SIGKILL the limit has nothing left to hasten.
         let way = self.shutdown.map(|way| match way.stage {
             Stage::Killed { finish_at_ms } => finish_at_ms,
             Stage::Others { kill_at_ms } => kill_at_ms.min(way.limit_ms),
             Stage::Services | Stage::Finished => way.limit_ms,
         });
-        services.chain(settle).chain(way).min()
+        services.chain(settle).chain(rest).chain(way).min()
     }
 
     fn is_finished(&self) -> bool {
@@ -200,6 +225,7 @@ impl Init {
         }
         let mut commands = self.take(now_ms, event);
         commands.extend(self.settle(now_ms));
+        commands.extend(self.begin_rest(now_ms));
         commands.extend(
             self.services
                 .iter_mut()
@@ -250,17 +276,50 @@ impl Init {
             return Vec::new();
         }
         self.cold_plug.limit_ms = Some(now_ms.saturating_add(COLD_PLUG_LIMIT_MS));
+        self.cold_plug.disks = true;
         self.cold_plug.running = true;
-        vec![Command::Run(Job::ColdPlug), Command::Scan]
+        vec![
+            Command::Run(Job::ColdPlugDisks),
+            Command::Run(Job::ColdPlug),
+            Command::Scan,
+        ]
     }
 
-    /// The devices of the boot have their drivers, or waiting for them took too long.
+    /// The disks of the boot have their drivers, or waiting for them took too long. Whoever looks for a disk waits for
+    /// this, and not for the drivers of all the rest.
     fn settle(&mut self, now_ms: u64) -> Option<Command> {
         let limit_ms = self.cold_plug.limit_ms?;
-        let idle = !self.cold_plug.running && self.loaders == 0;
+        let pending = self.pending.first().is_some_and(|(urgency, _)| *urgency == DISKS);
+        let idle = !self.cold_plug.disks && self.disk_loaders.is_empty() && !pending;
         let now = !self.cold_plug.settled && (idle || limit_ms <= now_ms);
         self.cold_plug.settled |= now;
         now.then_some(Command::AnnounceSettled)
+    }
+
+    /// When the drivers that nobody waits for are due; `None`: they have begun, or other loaders come first.
+    fn rest_at_ms(&self) -> Option<u64> {
+        let limit_ms = self.cold_plug.limit_ms?.saturating_add(REST_LIMIT_MS);
+        match self.cold_plug.rest {
+            _ if self.cold_plug.running => None,
+            Rest::Waiting => Some(limit_ms),
+            Rest::Due { at_ms } => Some(at_ms.min(limit_ms)),
+            Rest::Begun => None,
+        }
+    }
+
+    fn begin_rest(&mut self, now_ms: u64) -> Option<Command> {
+        let awaited = |s: &&Service| s.spec.readiness == Readiness::Notified;
+        let ready = self.services.iter().filter(awaited).all(Service::satisfies);
+        if self.cold_plug.rest == Rest::Waiting && ready && self.cold_plug.limit_ms.is_some() {
+            self.cold_plug.rest = Rest::Due {
+                at_ms: now_ms.saturating_add(REST_AFTER_MS),
+            };
+        }
+        let due = self.shutdown.is_none() && self.rest_at_ms().is_some_and(|at_ms| at_ms <= now_ms);
+        due.then(|| {
+            self.cold_plug.rest = Rest::Begun;
+            Command::Run(Job::ColdPlugRest)
+        })
     }
 
     fn service(&mut self, name: &str) -> Option<&mut Service> {
@@ -285,8 +344,13 @@ impl Init {
 
     fn device(&mut self, uevent: Uevent) -> Vec<Command> {
         let mut commands = Vec::new();
-        if let (Action::Add | Action::Change, Some(modalias)) = (uevent.action, uevent.modalias) {
-            commands.extend(self.wish(modalias));
+        if let (Action::Add | Action::Change, Some(modalias)) = (uevent.action, uevent.modalias.clone()) {
+            // A state volume is made on a built-in disk only: nobody waits for what hangs on USB.
+            let urgency = match urgency(&modalias) {
+                DISKS if uevent.on_usb() => DISKS + 1,
+                urgency => urgency,
+            };
+            commands.extend(self.wish(urgency, modalias));
         }
         let Some(device) = uevent.devname else {
             return commands;
@@ -327,7 +391,11 @@ impl Init {
         commands
     }
 
-    fn wish(&mut self, modalias: String) -> Vec<Command> {
+    fn wish(&mut self, urgency: u8, modalias: String) -> Vec<Command> {
+        if urgency >= URGENT && self.cold_plug.rest != Rest::Begun {
+            // The cold plug of the rest finds it.
+            return Vec::new();
+        }
         if self.served.len() >= SERVED_LIMIT {
             self.served.clear();
         }
@@ -338,7 +406,7 @@ impl Init {
             self.served.remove(&modalias);
             return self.cold_plug_again();
         }
-        self.pending.insert((urgency(&modalias), modalias));
+        self.pending.insert((urgency, modalias));
         self.load_pending()
     }
 
@@ -358,27 +426,36 @@ impl Init {
             return Vec::new();
         }
         self.loaders += 1;
-        let batch = std::mem::take(&mut self.pending)
-            .into_iter()
-            .map(|(_, modalias)| modalias)
-            .collect();
+        let pending = std::mem::take(&mut self.pending);
+        let disks = pending.first().is_some_and(|(urgency, _)| *urgency == DISKS);
+        let batch: Vec<String> = pending.into_iter().map(|(_, modalias)| modalias).collect();
+        if disks {
+            self.disk_loaders.push(batch.clone());
+        }
         vec![Command::Run(Job::LoadModules(batch))]
     }
 
     fn job_ended(&mut self, job: Job, outcome: Outcome) -> Vec<Command> {
         let commands = match job {
+            Job::ColdPlugDisks => {
+                self.cold_plug.disks = false;
+                Vec::new()
+            }
             Job::ColdPlug => {
                 self.cold_plug.running = false;
                 let again = std::mem::take(&mut self.cold_plug.again);
                 if again {
                     self.cold_plug_again()
-                } else {
+                } else if self.cold_plug.rest == Rest::Begun {
                     vec![Command::Run(Job::ColdPlugRest)]
+                } else {
+                    Vec::new()
                 }
             }
             Job::ColdPlugRest => Vec::new(),
-            Job::LoadModules(_) => {
+            Job::LoadModules(batch) => {
                 self.loaders = self.loaders.saturating_sub(1);
+                self.disk_loaders.retain(|disks| *disks != batch);
                 self.load_pending()
             }
             Job::MountStick(device) => self.sticks.probed(&device, outcome == Outcome::Done),

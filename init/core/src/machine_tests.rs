@@ -22,6 +22,7 @@ fn block(action: Action, name: &str) -> Event {
     let devname = Some(name.to_owned());
     let subsystem = "block".to_owned();
     Event::Uevent(Uevent {
+        devpath: String::new(),
         action,
         subsystem,
         devname,
@@ -36,6 +37,7 @@ fn modalias(text: &str) -> Event {
     let subsystem = "pci".to_owned();
     let action = Action::Add;
     Event::Uevent(Uevent {
+        devpath: String::new(),
         action,
         subsystem,
         devname: None,
@@ -69,8 +71,10 @@ fn pair() -> Init {
     };
     let mut init = Init::new(vec![first, second], 7);
     init.step(0, Event::Booted);
+    init.step(0, Event::JobEnded(Job::ColdPlugDisks, Outcome::Done));
     init.step(0, Event::JobEnded(Job::ColdPlug, Outcome::Done));
     init.step(0, Event::Started("first"));
+    init.cold_plug.rest = Rest::Begun;
     init
 }
 
@@ -208,49 +212,120 @@ fn running() -> Init {
     let (mut init, _) = booted();
     init.step(1, Event::Started("logd"));
     init.step(1, Event::Started("net"));
+    init.step(2, Event::JobEnded(Job::ColdPlugDisks, Outcome::Done));
     init.step(2, Event::JobEnded(Job::ColdPlug, Outcome::Done));
     init.step(3, Event::Started("unlock"));
     init.step(4, Event::Ended("unlock", Ending::Exited(0)));
     init.step(5, Event::Started("agent"));
+    init.cold_plug.rest = Rest::Begun;
     init
 }
 
 #[test]
-fn network_and_unlock_start_at_once_and_the_agent_after_the_state_volume() {
+fn network_unlock_and_the_agent_start_at_once_beside_the_drivers() {
     let (mut init, commands) = booted();
     for command in [
         Command::Start("net"),
         Command::Start("unlock"),
+        Command::Start("agent"),
+        Command::Run(Job::ColdPlugDisks),
         Command::Run(Job::ColdPlug),
     ] {
         assert!(commands.contains(&command), "{commands:?}");
     }
-    assert!(!commands.contains(&Command::Start("agent")));
     assert!(init.step(301, Event::Started("unlock")).is_empty());
+    assert!(init.step(302, Event::Started("agent")).is_empty());
     let commands = init.step(900, Event::Ended("unlock", Ending::Exited(0)));
-    assert!(commands.contains(&Command::Start("agent")));
+    assert!(
+        !commands.iter().any(|c| matches!(c, Command::Start(_))),
+        "{commands:?}"
+    );
 }
 
 #[test]
-fn devices_are_settled_when_those_that_the_cold_plug_uncovered_have_their_modules_too() {
+fn disks_are_settled_when_those_that_the_cold_plug_uncovered_have_their_modules_too() {
     let (mut init, _) = booted();
     let commands = init.step(10, modalias("virtio:d00000002v00001AF4"));
     let Some(Command::Run(job)) = commands.first().cloned() else {
         panic!("{commands:?}")
     };
-    let commands = init.step(20, Event::JobEnded(Job::ColdPlug, Outcome::Done));
-    assert_eq!(
-        commands,
-        [Command::Run(Job::ColdPlugRest)],
-        "what nobody waits for comes last"
-    );
+    let ended = init.step(20, Event::JobEnded(Job::ColdPlugDisks, Outcome::Done));
+    assert!(ended.is_empty(), "{ended:?}");
     assert_eq!(
         init.step(30, Event::JobEnded(job, Outcome::Done)),
         [Command::AnnounceSettled]
     );
     assert!(
-        init.step(40, Event::JobEnded(Job::ColdPlugRest, Outcome::Done))
+        init.step(35, Event::JobEnded(Job::ColdPlug, Outcome::Done))
             .is_empty()
+    );
+}
+
+#[test]
+fn what_nobody_waits_for_comes_when_the_agent_has_had_time_to_join() {
+    let (mut init, _) = booted();
+    let keyboard = || modalias("input:b0011v0001p0001");
+    assert!(init.step(1, keyboard()).is_empty(), "not now");
+    init.step(2, Event::JobEnded(Job::ColdPlugDisks, Outcome::Done));
+    init.step(3, Event::JobEnded(Job::ColdPlug, Outcome::Done));
+    init.step(4, Event::Started("agent"));
+    init.step(100, notice("agent", "READY=1"));
+    assert_eq!(init.deadline_ms(), Some(100 + REST_AFTER_MS));
+    assert!(init.step(99 + REST_AFTER_MS, Event::Tick).is_empty());
+    assert_eq!(
+        init.step(100 + REST_AFTER_MS, Event::Tick),
+        [Command::Run(Job::ColdPlugRest)]
+    );
+    let commands = init.step(101 + REST_AFTER_MS, keyboard());
+    assert!(matches!(commands.as_slice(), [Command::Run(Job::LoadModules(_))]));
+}
+
+#[test]
+fn what_nobody_waits_for_comes_on_a_machine_whose_agent_never_gets_ready_too() {
+    let (mut init, _) = booted();
+    init.step(2, Event::JobEnded(Job::ColdPlugDisks, Outcome::Done));
+    init.step(3, Event::JobEnded(Job::ColdPlug, Outcome::Done));
+    let limit_ms = COLD_PLUG_LIMIT_MS + REST_LIMIT_MS;
+    assert!(
+        !init
+            .step(limit_ms - 1, Event::Tick)
+            .contains(&Command::Run(Job::ColdPlugRest))
+    );
+    assert!(
+        init.step(limit_ms, Event::Tick)
+            .contains(&Command::Run(Job::ColdPlugRest))
+    );
+}
+
+#[test]
+fn drivers_of_other_devices_do_not_hold_up_the_disks() {
+    let (mut init, _) = booted();
+    let commands = init.step(10, modalias("usb:v1D6Bp0002"));
+    assert!(matches!(
+        commands.first(),
+        Some(Command::Run(Job::LoadModules(_)))
+    ));
+    assert_eq!(
+        init.step(20, Event::JobEnded(Job::ColdPlugDisks, Outcome::Done)),
+        [Command::AnnounceSettled]
+    );
+}
+
+#[test]
+fn stick_that_is_found_meanwhile_does_not_hold_up_the_disks() {
+    let (mut init, _) = booted();
+    let Event::Uevent(mut stick) = modalias("scsi:t-0x00") else {
+        panic!()
+    };
+    stick.devpath = "/devices/pci0000:00/0000:00:02.0/usb2/2-1/2-1:1.0/host6/target6:0:0/6:0:0:0".to_owned();
+    let commands = init.step(10, Event::Uevent(stick));
+    assert!(matches!(
+        commands.first(),
+        Some(Command::Run(Job::LoadModules(_)))
+    ));
+    assert_eq!(
+        init.step(20, Event::JobEnded(Job::ColdPlugDisks, Outcome::Done)),
+        [Command::AnnounceSettled]
     );
 }
 
@@ -266,21 +341,27 @@ fn drivers_that_hang_hold_up_the_boot_for_a_bounded_time() {
 }
 
 #[test]
-fn unlock_that_fails_twice_is_said_and_the_agent_starts_without_it() {
+fn unlock_that_fails_twice_is_said_and_not_tried_again() {
     let (mut init, _) = booted();
-    init.step(1, Event::JobEnded(Job::ColdPlug, Outcome::Done));
+    init.step(1, Event::JobEnded(Job::ColdPlugDisks, Outcome::Done));
     init.step(2, Event::Started("unlock"));
     init.step(3, Event::Ended("unlock", Ending::Exited(1)));
     let due = init.deadline_ms().unwrap();
     assert_eq!(init.step(due, Event::Tick), [Command::Start("unlock")]);
     let commands = init.step(due + 1, Event::Ended("unlock", Ending::Signalled(11)));
-    assert!(says(&commands, "going on without it") && commands.contains(&Command::Start("agent")));
+    assert!(says(&commands, "going on without it"));
+    let unlock = init.services().iter().find(|s| s.spec.name == "unlock").unwrap();
+    assert_eq!(
+        unlock.actual.word(),
+        "ended",
+        "the agent waits for this word or for the volume"
+    );
 }
 
 #[test]
 fn unlock_that_hangs_is_killed() {
     let (mut init, _) = booted();
-    init.step(1, Event::JobEnded(Job::ColdPlug, Outcome::Done));
+    init.step(1, Event::JobEnded(Job::ColdPlugDisks, Outcome::Done));
     init.step(2, Event::Started("unlock"));
     let commands = init.step(2 + 60_000, Event::Tick);
     assert_eq!(commands, [Command::Kill("unlock")]);

@@ -7,6 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The longest index file that is read, in bytes.
 pub const INDEX_LIMIT: usize = 8 << 20;
+/// What modules ask the kernel for by name while they start, without saying so in `modules.softdep`: module, what it
+/// asks for. The kernel would start one program after the other to look for each.
+const UNDECLARED: [(&str, &str); 1] = [("crc64_rocksoft", "crc64_rocksoft_generic")];
 
 /// Why an index file is not one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -19,17 +22,23 @@ pub enum InvalidIndex {
     Dependency(usize),
 }
 
+/// Where something stands in its file.
+type Place = std::ops::Range<usize>;
+
 struct Module {
-    path: String,
-    needs: Vec<String>,
+    path: Place,
+    needs: Place,
 }
 
-/// The three index files, ready to be asked.
+/// The three index files, ready to be asked. Parsing only marks lines: most of them are never looked at, and every
+/// loader of a boot does this anew.
 pub struct ModuleIndex {
+    dep: String,
+    alias: String,
     modules: BTreeMap<String, Module>,
-    /// By what stands before the first `:` (the bus), or the whole pattern where there is none; below the empty
-    /// string those whose bus is itself a pattern (`acpi*:PNP0C0C:*`).
-    aliases: BTreeMap<String, Vec<(String, String)>>,
+    /// Lines by what stands before the first `:` of the pattern (the bus), or the whole pattern where there is none;
+    /// below the empty string those whose bus is itself a pattern (`acpi*:PNP0C0C:*`).
+    aliases: BTreeMap<String, Vec<Place>>,
     before: BTreeMap<String, Vec<String>>,
 }
 
@@ -38,42 +47,42 @@ impl ModuleIndex {
     ///
     /// # Errors
     /// [`InvalidIndex`].
-    pub fn parse(dep: &str, alias: &str, softdep: &str) -> Result<Self, InvalidIndex> {
-        for (name, text) in [
-            ("modules.dep", dep),
-            ("modules.alias", alias),
-            ("modules.softdep", softdep),
+    pub fn parse(dep: String, alias: String, softdep: &str) -> Result<Self, InvalidIndex> {
+        for (name, length) in [
+            ("modules.dep", dep.len()),
+            ("modules.alias", alias.len()),
+            ("modules.softdep", softdep.len()),
         ] {
-            if text.len() > INDEX_LIMIT {
-                return Err(InvalidIndex::TooLong(name, text.len()));
+            if length > INDEX_LIMIT {
+                return Err(InvalidIndex::TooLong(name, length));
             }
         }
         let mut modules = BTreeMap::new();
-        for (number, line) in dep
-            .lines()
-            .enumerate()
-            .filter(|(_, line)| !line.trim().is_empty())
-        {
-            let (path, needs) = line.split_once(':').ok_or(InvalidIndex::Dependency(number + 1))?;
-            let needs = needs.split_whitespace().map(name_of).collect();
+        for (number, (at, line)) in lines(&dep).enumerate() {
+            if line.trim().is_empty() {
+                continue;
+            }
+            let (path, _) = line.split_once(':').ok_or(InvalidIndex::Dependency(number + 1))?;
+            let colon = at + path.len();
             modules.insert(
                 name_of(path),
                 Module {
-                    path: path.trim().to_owned(),
-                    needs,
+                    path: at..colon,
+                    needs: colon + 1..at + line.len(),
                 },
             );
         }
-        let mut aliases: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
-        for line in alias.lines() {
-            let mut words = line.split_whitespace();
-            if let (Some("alias"), Some(pattern), Some(module)) = (words.next(), words.next(), words.next()) {
-                let entry = (pattern.to_owned(), name_of(module));
-                let bus = Some(bus_of(pattern)).filter(|bus| !bus.contains(['*', '?', '[']));
-                aliases
-                    .entry(bus.unwrap_or_default().to_owned())
-                    .or_default()
-                    .push(entry);
+        let mut aliases: BTreeMap<String, Vec<Place>> = BTreeMap::new();
+        for (at, line) in lines(&alias) {
+            let Some(rest) = line.strip_prefix("alias ") else {
+                continue;
+            };
+            let bus = rest.split([':', ' ']).next().unwrap_or_default();
+            let key = if bus.contains(['*', '?', '[']) { "" } else { bus };
+            let place = at..at + line.len();
+            match aliases.get_mut(key) {
+                Some(places) => places.push(place),
+                None => drop(aliases.insert(key.to_owned(), vec![place])),
             }
         }
         let mut before = BTreeMap::new();
@@ -89,7 +98,15 @@ impl ModuleIndex {
                 before.insert(name_of(module), first);
             }
         }
+        for (module, first) in UNDECLARED {
+            before
+                .entry(module.to_owned())
+                .or_default()
+                .push(first.to_owned());
+        }
         Ok(Self {
+            dep,
+            alias,
             modules,
             aliases,
             before,
@@ -118,9 +135,16 @@ impl ModuleIndex {
         let candidates = [bus_of(request), ""]
             .into_iter()
             .filter_map(|bus| self.aliases.get(bus));
-        for (pattern, module) in candidates.flatten() {
-            if !names.contains(module) && matches(pattern.as_bytes(), request.as_bytes()) {
-                names.push(module.clone());
+        for place in candidates.flatten() {
+            let mut words = text_at(&self.alias, place).split_whitespace().skip(1);
+            let (Some(pattern), Some(module)) = (words.next(), words.next()) else {
+                continue;
+            };
+            if matches(pattern.as_bytes(), request.as_bytes()) {
+                let module = name_of(module);
+                if !names.contains(&module) {
+                    names.push(module);
+                }
             }
         }
         names
@@ -151,15 +175,17 @@ impl Plan<'_> {
         for first in self.index.before.get(name).into_iter().flatten() {
             self.request(first);
         }
-        for need in &module.needs {
-            self.module(need);
+        for need in text_at(&self.index.dep, &module.needs).split_whitespace() {
+            self.module(&name_of(need));
         }
-        self.order.push(&module.path);
+        self.order.push(text_at(&self.index.dep, &module.path).trim());
     }
 }
 
 /// What stands below this urgency is loaded before the boot goes on; the rest follows at low priority.
 pub const URGENT: u8 = 3;
+/// The most urgent: what a disk or a stick hangs on.
+pub const DISKS: u8 = 0;
 /// What the state volume needs besides its disk; asked for early, since each takes a while.
 pub const STATE_VOLUME: [&str; 4] = ["dm-crypt", "fs-ext4", "xts", "crypto-aes"];
 /// What the first pod of a boot needs; loaded with the rest, so that it need not wait for them.
@@ -169,25 +195,39 @@ pub const PODS: [&str; 2] = ["veth", "overlay"];
 /// then the network, then the buses below which those may sit, then the rest.
 #[must_use]
 pub fn urgency(modalias: &str) -> u8 {
-    // PCI classes: 01 storage, 02 network, 0c03 USB; virtio types 1 network, 2 block, 8 SCSI.
-    let pci_class = modalias
-        .strip_prefix("pci:")
-        .and_then(|rest| rest.split_once("bc"))
-        .map(|(_, class)| class);
-    match pci_class {
-        Some(class) if class.starts_with("01") => return 0,
+    // PCI classes: 01 storage, 02 network, 0805 SD and eMMC, 0c03 USB; virtio types 1 network, 2 block, 8 SCSI.
+    match pci_class(modalias) {
         // The stick: its bus, hub and disk follow one after the other.
-        Some(class) if class.starts_with("0Csc03") || class.starts_with("0csc03") => return 0,
+        Some(class)
+            if ["01", "08sc05", "0Csc03", "0csc03"]
+                .iter()
+                .any(|c| class.starts_with(c)) =>
+        {
+            return DISKS;
+        }
         Some(class) if class.starts_with("02") => return 2,
         _ => {}
     }
     // Other than virtio's generic PCI function, whose class says nothing: it carries disks.
-    if modalias.starts_with("pci:v00001AF4") || modalias.starts_with("virtio:d00000002") {
-        0
-    } else if STATE_VOLUME.contains(&modalias)
-        || modalias.contains("MSFT0101")
-        || modalias.starts_with("tpm")
-        || modalias.starts_with("scsi:t-0x00")
+    let disks = [
+        "pci:v00001AF4",
+        "virtio:d00000002",
+        "virtio:d00000008",
+        "scsi:t-0x00",
+        "mmc:",
+        // SD and eMMC controllers of systems on a chip. Source: linux `drivers/mmc/host/sdhci-acpi.c`.
+        "acpi:80860F14",
+        "acpi:INT33BB",
+        "acpi:INT33C6",
+        "acpi:INT3436",
+        "acpi:INT344D",
+        "acpi:PNP0D40",
+        "acpi:PNP0FFE",
+        "acpi:AMDI0040",
+    ];
+    if disks.iter().any(|disk| modalias.starts_with(disk)) {
+        DISKS
+    } else if STATE_VOLUME.contains(&modalias) || modalias.contains("MSFT0101") || modalias.starts_with("tpm")
     {
         1
     } else if modalias.starts_with("virtio:") || modalias.starts_with("usb:") {
@@ -197,6 +237,29 @@ pub fn urgency(modalias: &str) -> u8 {
     } else {
         5
     }
+}
+
+/// The lines of a text, each with where it begins.
+fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.split_inclusive('\n').scan(0, |next, line| {
+        let at = std::mem::replace(next, *next + line.len());
+        Some((at, line.trim_end()))
+    })
+}
+
+fn text_at<'a>(text: &'a str, place: &Place) -> &'a str {
+    text.get(place.clone()).unwrap_or_default()
+}
+
+/// Whether a modalias is that of a storage controller on PCI (class 01).
+#[must_use]
+pub fn is_disk_controller(modalias: &str) -> bool {
+    pci_class(modalias).is_some_and(|class| class.starts_with("01"))
+}
+
+fn pci_class(modalias: &str) -> Option<&str> {
+    let (_, class) = modalias.strip_prefix("pci:")?.split_once("bc")?;
+    Some(class)
 }
 
 fn bus_of(pattern: &str) -> &str {
@@ -279,7 +342,7 @@ mod tests {
     const SOFT: &str = "softdep vfat pre: crypto-crc nothing post: c\n";
 
     fn index() -> ModuleIndex {
-        ModuleIndex::parse(DEP, ALIAS, SOFT).unwrap()
+        ModuleIndex::parse(DEP.to_owned(), ALIAS.to_owned(), SOFT).unwrap()
     }
 
     #[test]
@@ -336,7 +399,7 @@ mod tests {
     #[test]
     fn line_without_colon_is_named() {
         assert_eq!(
-            ModuleIndex::parse("a.ko:\nb.ko\n", "", "").err(),
+            ModuleIndex::parse("a.ko:\nb.ko\n".to_owned(), String::new(), "").err(),
             Some(InvalidIndex::Dependency(2))
         );
     }
@@ -345,7 +408,7 @@ mod tests {
     fn index_past_the_limit_is_refused() {
         let long = "\n".repeat(INDEX_LIMIT + 1);
         assert!(matches!(
-            ModuleIndex::parse("", &long, ""),
+            ModuleIndex::parse(String::new(), long, ""),
             Err(InvalidIndex::TooLong("modules.alias", _))
         ));
     }
@@ -355,6 +418,14 @@ mod tests {
         let disk = urgency("pci:v00008086d00002922sv00001AF4sd00001100bc01sc06i01");
         assert!(disk < urgency("pci:v00008086d0000293Esv0sd0bc04sc03i00"));
         assert!(disk < urgency("cpu:type:x86,ven0000fam0006mod0097"));
+        for other in [
+            "scsi:t-0x00",
+            "mmc:block",
+            "acpi:PNP0D40:",
+            "pci:v00008086d00005ACCsv0sd0bc08sc05i01",
+        ] {
+            assert_eq!(urgency(other), DISKS, "{other}");
+        }
     }
 
     fn reference(pattern: &[u8], text: &[u8]) -> bool {
@@ -389,7 +460,7 @@ mod tests {
                 }
                 dep.push('\n');
             }
-            let index = ModuleIndex::parse(&dep, "", "").unwrap();
+            let index = ModuleIndex::parse(dep, String::new(), "").unwrap();
             let plan = index.plan_load("m11");
             for (high, low) in edges.iter().filter(|(a, b)| b < a) {
                 let place = |n: &usize| plan.iter().position(|p| *p == format!("k/m{n}.ko"));

@@ -280,11 +280,13 @@ fn unlock() -> ServiceSpec {
 /// The agent makes mounts, network namespaces and cgroups for pods, which its successor must find: it shares the view
 /// of PID 1, and its shims inherit what it may do. It has no module, clock, raw memory, BPF, kexec or reboot. A state
 /// volume in RAM is counted as its memory, hence the share.
+///
+/// It starts beside `unlock` and waits by itself for the state volume: its own start is a tenth of the boot. The time
+/// to be ready holds both tries of `unlock`.
 fn agent() -> ServiceSpec {
     ServiceSpec {
-        needs: vec![Need::Service("unlock")],
         readiness: Readiness::Notified,
-        start_limit_ms: 120_000,
+        start_limit_ms: 240_000,
         watchdog_ms: Some(30_000),
         grace_ms: 8_000,
         stored_limit: 8,

@@ -23,6 +23,8 @@ pub enum Action {
 pub struct Uevent {
     /// What happened.
     pub action: Action,
+    /// The device's path below `/sys`; empty for a device that was found by its class.
+    pub devpath: String,
     /// `SUBSYSTEM`, e.g. `block`; empty where the kernel gives none.
     pub subsystem: String,
     /// `DEVNAME` without `/dev/`, e.g. `sda1` or `input/event0`.
@@ -44,6 +46,14 @@ pub enum InvalidUevent {
     /// The first line is not `action@devpath` (udev's own messages begin with `libudev`).
     #[error("uevent does not begin with `action@devpath`")]
     NoHeader,
+}
+
+impl Uevent {
+    /// The device hangs on USB.
+    #[must_use]
+    pub fn on_usb(&self) -> bool {
+        self.devpath.split('/').any(|part| part.starts_with("usb"))
+    }
 }
 
 /// Reads one netlink message.
@@ -71,6 +81,7 @@ pub fn parse_message(message: &[u8]) -> Result<Uevent, InvalidUevent> {
     };
     Ok(collect(
         action,
+        devpath,
         "",
         fields.filter_map(|f| std::str::from_utf8(f).ok()),
     ))
@@ -79,12 +90,18 @@ pub fn parse_message(message: &[u8]) -> Result<Uevent, InvalidUevent> {
 /// A device that was found in sysfs: its subsystem and the text of its `uevent` file, as an [`Action::Add`].
 #[must_use]
 pub fn parse_sysfs(subsystem: &str, text: &str) -> Uevent {
-    collect(Action::Add, subsystem, text.lines())
+    collect(Action::Add, "", subsystem, text.lines())
 }
 
-fn collect<'a>(action: Action, subsystem: &str, pairs: impl Iterator<Item = &'a str>) -> Uevent {
+fn collect<'a>(
+    action: Action,
+    devpath: &str,
+    subsystem: &str,
+    pairs: impl Iterator<Item = &'a str>,
+) -> Uevent {
     let mut event = Uevent {
         action,
+        devpath: devpath.to_owned(),
         subsystem: subsystem.to_owned(),
         devname: None,
         modalias: None,

@@ -206,13 +206,7 @@ impl Driver {
     fn wake(&mut self, token: u64) {
         match token {
             SIGNALS => self.read_signals(),
-            UEVENTS => {
-                let received = self.uevents.receive();
-                if received.lost {
-                    self.queue.push_back(Event::UeventsLost);
-                }
-                self.queue.extend(received.events.into_iter().map(Event::Uevent));
-            }
+            UEVENTS => self.read_uevents(),
             CONSOLE => {
                 for line in self.fifo.read_lines() {
                     self.console.say(&line);
@@ -282,7 +276,17 @@ impl Driver {
     }
 
     /// Takes every child that ended, ours and orphans.
+    fn read_uevents(&mut self) {
+        let received = self.uevents.receive();
+        if received.lost {
+            self.queue.push_back(Event::UeventsLost);
+        }
+        self.queue.extend(received.events.into_iter().map(Event::Uevent));
+    }
+
     fn reap(&mut self) {
+        // What a loader's driver found comes before the loader's end.
+        self.read_uevents();
         loop {
             let (pid, code, ending) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, code)) => (pid, Some(code), Ending::Exited(code)),

@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode};
 use std::sync::{Mutex, PoisonError};
 
 use beemesh_init_api::{JOIN_LABEL, STATE_MAPPER, path};
-use beemesh_init_core::modules::{PODS, STATE_VOLUME, URGENT, urgency};
+use beemesh_init_core::modules::{DISKS, PODS, STATE_VOLUME, URGENT, is_disk_controller, urgency};
 use beemesh_init_core::uevent::parse_sysfs;
 use beemesh_init_core::volume::{BOOT_SECTOR, ROOT_DIRECTORY_BYTES, parse_boot_sector, parse_root_label};
 use beemesh_init_core::{Job, Outcome};
@@ -30,6 +30,7 @@ const DEVICES_LIMIT: usize = 16_384;
 /// The arguments that make this program carry out `job`.
 pub fn arguments(job: &Job) -> Vec<String> {
     match job {
+        Job::ColdPlugDisks => vec!["cold-plug-disks".to_owned()],
         Job::ColdPlug => vec!["cold-plug".to_owned()],
         Job::ColdPlugRest => vec!["cold-plug-rest".to_owned()],
         Job::LoadModules(modaliases) => std::iter::once("load-modules".to_owned())
@@ -64,8 +65,9 @@ pub fn outcome(code: Option<i32>) -> Outcome {
 /// The program as a child.
 pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
     let outcome = match arguments.next().as_deref() {
-        Some("cold-plug") => cold_plug(true),
-        Some("cold-plug-rest") => cold_plug(false),
+        Some("cold-plug-disks") => cold_plug(Devices::Disks),
+        Some("cold-plug") => cold_plug(Devices::Urgent),
+        Some("cold-plug-rest") => cold_plug(Devices::Rest),
         Some("load-modules") => load(&arguments.collect::<Vec<_>>()),
         // What the kernel calls for request_module(): `modprobe -q -- NAME`.
         Some("-q") => load(&arguments.filter(|a| !a.starts_with('-')).collect::<Vec<_>>()),
@@ -108,21 +110,44 @@ fn load(requests: &[String]) -> Outcome {
     )
 }
 
-fn cold_plug(urgent: bool) -> Outcome {
-    if !urgent {
-        beemesh_sys::yield_to_others(10);
-    }
-    let mut requests: Vec<(u8, String)> = modaliases()
-        .into_iter()
-        .map(|alias| (urgency(&alias), alias))
-        .collect();
-    let more: &[&str] = if urgent { &STATE_VOLUME } else { &PODS };
-    requests.extend(more.iter().map(|module| (urgency(module), (*module).to_owned())));
-    requests.retain(|(urgency, _)| (*urgency < URGENT) == urgent);
-    load_ordered(requests)
+/// Which devices a cold plug looks after.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Devices {
+    Disks,
+    Urgent,
+    Rest,
 }
 
-/// Two at a time: while one driver waits for its device, the other goes on. The kernel makes a module that is wanted
+fn cold_plug(devices: Devices) -> Outcome {
+    let (nice, more): (u8, &[&str]) = match devices {
+        Devices::Disks => (0, &[]),
+        // Disks first, then what lies on them: each waits for the other otherwise.
+        Devices::Urgent => (5, &STATE_VOLUME),
+        Devices::Rest => (10, &PODS),
+    };
+    beemesh_sys::yield_to_others(nice);
+    let named = more.iter().map(|module| (*module).to_owned());
+    let requests = modaliases().into_iter().chain(named).filter_map(|alias| {
+        let urgency = urgency(&alias);
+        let asked = match devices {
+            Devices::Disks => urgency == DISKS,
+            Devices::Urgent => urgency < URGENT,
+            Devices::Rest => urgency >= URGENT,
+        };
+        let turn = match devices {
+            // A controller looks for its disks in its own time, and the processor is free meanwhile.
+            Devices::Disks if is_disk_controller(&alias) => DISKS,
+            Devices::Disks => DISKS + 1,
+            // Another loader is at work on the disks: what comes last is there already.
+            _ if urgency == DISKS => URGENT,
+            _ => urgency,
+        };
+        asked.then_some((turn, alias))
+    });
+    load_ordered(requests.collect())
+}
+
+/// Three at a time: while drivers wait for their devices, another goes on. The kernel makes a module that is wanted
 /// twice wait for itself.
 fn load_ordered(mut requests: Vec<(u8, String)>) -> Outcome {
     let loader = match Loader::open(true) {
@@ -147,8 +172,12 @@ fn load_ordered(mut requests: Vec<(u8, String)>) -> Outcome {
         }
     };
     let loaded = std::thread::scope(|scope| {
-        let other = scope.spawn(work);
-        work() + other.join().unwrap_or(0)
+        let others = [scope.spawn(work), scope.spawn(work)];
+        work()
+            + others
+                .map(|other| other.join().unwrap_or(0))
+                .iter()
+                .sum::<usize>()
     });
     if loaded > 0 {
         Outcome::Done

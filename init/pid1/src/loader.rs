@@ -2,11 +2,12 @@
 //! never in PID 1's event loop: a driver's probe may take long.
 
 use std::collections::BTreeMap;
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use beemesh_init_core::modules::{InvalidIndex, ModuleIndex};
 use nix::errno::Errno;
@@ -52,7 +53,7 @@ impl Loader {
             false => Default::default(),
         };
         Ok(Self {
-            index: ModuleIndex::parse(&dep, &alias, &soft)?,
+            index: ModuleIndex::parse(dep, alias, &soft)?,
             base,
             modules: Mutex::default(),
         })
@@ -81,16 +82,25 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// A driver that takes longer than this is named in the log, in milliseconds.
 const SLOW_MS: u128 = 100;
+/// How long a module that another loader has begun with is waited for; then the kernel is asked, which waits too.
+const COMING_LIMIT: Duration = Duration::from_secs(10);
 
 /// Loads one file; a module that is there already is fine, and so is a driver without its device.
 fn insert(path: &Path) -> Result<(), StepError> {
     // The kernel would read the file and check its signature before it finds that it has the module.
-    if is_live(path) {
+    let mut state = state_of(path);
+    let until = Instant::now() + COMING_LIMIT;
+    while state.as_deref() == Some("coming") && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
+        state = state_of(path);
+    }
+    if state.as_deref() == Some("live") {
         return Ok(());
     }
     let started = Instant::now();
     let file = File::open(path).attempt("open", path)?;
-    let result = finit_module(&file, c"", ModuleInitFlags::empty());
+    let parameters = if awaits_probes(path) { c"" } else { NO_WAIT };
+    let result = finit_module(&file, parameters, ModuleInitFlags::empty());
     let took = started.elapsed().as_millis();
     if took >= SLOW_MS {
         log(&format!("`{}` took {took} ms to load", path.display()));
@@ -101,16 +111,54 @@ fn insert(path: &Path) -> Result<(), StepError> {
     }
 }
 
-fn is_live(path: &Path) -> bool {
-    let name = path
-        .file_stem()
-        .and_then(|stem| stem.to_str())
-        .unwrap_or_default()
-        .replace('-', "_");
-    std::fs::read_to_string(format!("/sys/module/{name}/initstate")).is_ok_and(|state| state.trim() == "live")
+/// Without this the kernel ends the loading of any module only when all probes have ended that run at that moment: a
+/// SATA controller without disks would hold up the file systems and the USB stick for half a second. Source: linux
+/// `kernel/module/main.c`, `do_init_module`.
+const NO_WAIT: &CStr = c"async_probe";
+/// Below `kernel/drivers`: whose disks must be there when their module is.
+const DISK_DRIVERS: [&str; 9] = [
+    "ata", "block", "hv", "message", "mmc", "nvme", "scsi", "virtio", "nvdimm",
+];
+
+fn awaits_probes(path: &Path) -> bool {
+    let mut parts = path.iter().skip_while(|part| *part != "drivers").skip(1);
+    parts
+        .next()
+        .is_some_and(|kind| DISK_DRIVERS.iter().any(|disks| kind == *disks))
+}
+
+/// What the kernel says of a module: `coming` while its driver starts, `live`, or nothing at all.
+fn state_of(path: &Path) -> Option<String> {
+    let name = path.file_stem()?.to_str()?.replace('-', "_");
+    let text = std::fs::read_to_string(format!("/sys/module/{name}/initstate")).ok()?;
+    Some(text.trim().to_owned())
 }
 
 /// One line, in one write: two threads print here.
 pub fn log(line: &str) {
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_drivers_of_disks_wait_for_their_probes() {
+        let base = Path::new("/lib/modules/6.1.0-56-amd64/kernel");
+        for waits in [
+            "drivers/ata/ahci.ko",
+            "drivers/nvme/host/nvme.ko",
+            "drivers/scsi/sd_mod.ko",
+        ] {
+            assert!(awaits_probes(&base.join(waits)), "{waits}");
+        }
+        for not in [
+            "fs/ext4/ext4.ko",
+            "drivers/usb/host/xhci-pci.ko",
+            "arch/x86/crypto/aesni-intel.ko",
+        ] {
+            assert!(!awaits_probes(&base.join(not)), "{not}");
+        }
+    }
 }

@@ -40,7 +40,7 @@ pub fn make(device: &Path, label: &str) -> Result<(), FilesystemError> {
         label,
     ]);
     command.arg(device);
-    Ok(run("mkfs.ext4", command, b"")?)
+    Ok(run("mkfs.ext4", command)?)
 }
 
 /// Repairs what can be repaired without asking. Source: e2fsck(8), exit codes 0 (clean), 1 (repaired), 2 (repaired,

@@ -100,10 +100,10 @@ pub fn sealed_keys(header: &[u8]) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// The token that holds a sealed key, as `cryptsetup token import` reads it.
+/// The token that holds a sealed key.
 #[must_use]
-pub fn token_json(sealed: &[u8]) -> String {
-    serde_json::json!({ "type": TOKEN_TYPE, "keyslots": ["0"], "blob": STANDARD.encode(sealed) }).to_string()
+pub fn token(sealed: &[u8]) -> serde_json::Value {
+    serde_json::json!({ "type": TOKEN_TYPE, "keyslots": ["0"], "blob": STANDARD.encode(sealed) })
 }
 
 #[cfg(test)]
@@ -155,7 +155,7 @@ mod tests {
         header.extend(
             format!(
                 r#"{{"keyslots":{{}},"tokens":{{"0":{{"type":"systemd-tpm2","x":1}},"1":{}}}}}"#,
-                token_json(&sealed)
+                token(&sealed)
             )
             .bytes(),
         );

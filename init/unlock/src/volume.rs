@@ -4,7 +4,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use beemesh_firmware_tpm::{Kind, Tpm, TpmError};
@@ -12,14 +11,19 @@ use beemesh_init_api::{STATE_LABEL, StateStatus, path};
 
 use crate::device::{Device, list, names};
 use crate::filesystem::{self, FilesystemError};
-use crate::luks::{self, LuksError, SealedKey};
+use crate::luks::{self, LuksError, NewKey};
 use crate::signature::Signature;
 
 /// How long disks (and a TPM that the firmware announces) may take to appear, if nobody says that all are there.
 const WAIT: Duration = Duration::from_millis(6_000);
-/// Controllers look for their disks on their own time: a blank disk is made ours, or the search given up, only when
-/// all drivers are there and no further disk has appeared for this long. It may carry our volume.
-const SETTLED: Duration = Duration::from_millis(700);
+/// A blank disk is made ours, or the search given up, only when the drivers of the controllers are there and no
+/// further built-in disk has appeared for this long: it may carry our volume. Loading the driver of a SATA, SAS, NVMe
+/// or virtio controller ends when its disks are there (linux `do_init_module` waits for what probes started).
+const SETTLED: Duration = Duration::from_millis(150);
+/// The same on a machine with an SD or eMMC controller, which looks for its disk in its own time.
+const SETTLED_WITH_MMC: Duration = Duration::from_millis(700);
+/// Where those controllers are listed.
+const MMC_HOSTS: &str = "/sys/class/mmc_host";
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(25);
 
@@ -86,7 +90,7 @@ pub fn provide(tpm: &dyn Fn() -> Box<dyn Tpm>, target: &Path) -> StateStatus {
 struct Found {
     devices: Vec<Device>,
     /// Under way since the first blank disk was seen; `None` on a machine without a TPM.
-    new_key: Option<JoinHandle<Result<SealedKey, LuksError>>>,
+    new_key: Option<Result<NewKey, LuksError>>,
 }
 
 /// Until our volume is there, or all drivers are and nothing has appeared for a while, or the time is up.
@@ -99,10 +103,9 @@ fn wait_for_disks(until: Instant, tpm: &Arc<dyn Tpm>) -> Found {
         let ours = devices
             .iter()
             .any(|d| matches!(d.signature, Signature::Luks(_) | Signature::Ext4));
-        let settled = all_drivers && quiet_since.elapsed() >= SETTLED;
+        let settled = all_drivers && quiet_since.elapsed() >= quiet_time(Path::new(MMC_HOSTS));
         if !ours && new_key.is_none() && tpm.kind() == Kind::Device && best_blank(&devices).is_some() {
-            let tpm = Arc::clone(tpm);
-            new_key = Some(std::thread::spawn(move || luks::new_key(tpm.as_ref())));
+            new_key = Some(NewKey::make(Arc::clone(tpm)));
         }
         if ours || settled || Instant::now() >= until {
             return Found { devices, new_key };
@@ -111,9 +114,24 @@ fn wait_for_disks(until: Instant, tpm: &Arc<dyn Tpm>) -> Found {
         let now = names();
         let drivers = Path::new(path::SETTLED).exists();
         if now != known || drivers != all_drivers {
-            (known, devices, quiet_since, all_drivers) = (now, list(), Instant::now(), drivers);
+            let before = built_in(&devices);
+            (known, devices) = (now, list());
+            if drivers != all_drivers || built_in(&devices) != before {
+                quiet_since = Instant::now();
+            }
+            all_drivers = drivers;
         }
     }
+}
+
+/// Sticks come and go without a bearing on where the state volume is made.
+fn built_in(devices: &[Device]) -> usize {
+    devices.iter().filter(|device| device.built_in).count()
+}
+
+fn quiet_time(mmc_hosts: &Path) -> Duration {
+    let slow = std::fs::read_dir(mmc_hosts).is_ok_and(|mut hosts| hosts.next().is_some());
+    if slow { SETTLED_WITH_MMC } else { SETTLED }
 }
 
 /// The firmware says by an ACPI table that there is a TPM; its driver may still be at work.
@@ -163,15 +181,14 @@ fn mount_existing(device: &Device, tpm: &dyn Tpm, target: &Path) -> Result<State
 
 fn make(
     device: &Device,
-    new_key: Option<JoinHandle<Result<SealedKey, LuksError>>>,
+    new_key: Option<Result<NewKey, LuksError>>,
     target: &Path,
 ) -> Result<StateStatus, VolumeError> {
     let encrypted = new_key.is_some();
     let node = match new_key {
         Some(new_key) => {
-            let new_key = new_key.join().unwrap_or(Err(LuksError::Forgetful))?;
             let fill = |node: &Path| filesystem::make(node, STATE_LABEL).map_err(VolumeError::from);
-            luks::format(&device.node, &new_key, fill)?
+            luks::format(&device.node, new_key?, fill)?
         }
         None => {
             filesystem::make(&device.node, STATE_LABEL)?;
@@ -266,6 +283,15 @@ mod tests {
             best_blank(&[small, device(), twin, stick, foreign]),
             Some(device())
         );
+    }
+
+    #[test]
+    fn controller_that_looks_for_its_disk_in_its_own_time_gets_more_of_it() {
+        let hosts = tempfile::tempdir().unwrap();
+        assert_eq!(quiet_time(hosts.path()), SETTLED);
+        assert_eq!(quiet_time(&hosts.path().join("missing")), SETTLED);
+        std::fs::create_dir(hosts.path().join("mmc0")).unwrap();
+        assert_eq!(quiet_time(hosts.path()), SETTLED_WITH_MMC);
     }
 
     #[test]

@@ -27,7 +27,8 @@ pub(super) fn arguments(config: &MachineConfig, vars: &Path, sockets: &Sockets) 
     let smm = matches!(&config.boot, Boot::Uefi(firmware) if firmware.needs_smm());
     add("-machine", format!("q35,smm={}", if smm { "on" } else { "off" }));
     let (accel, cpu) = match config.accel {
-        Accel::Tcg => ("tcg,thread=multi", "max"),
+        // TCG carries out `rep stosb` byte by byte: without ERMS and FSRM the kernel clears and copies pages in words.
+        Accel::Tcg => ("tcg,thread=multi", "max,-erms,-fsrm"),
         Accel::Kvm => ("kvm", "host"),
     };
     add("-accel", accel.to_owned());
