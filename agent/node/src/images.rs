@@ -88,6 +88,7 @@ impl Images {
             }
             remove(&path);
         }
+        let _ = std::fs::remove_dir(staging);
     }
 
     fn remember(&self, name: &str, digest: Digest) {

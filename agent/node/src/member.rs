@@ -42,8 +42,9 @@ const PODS: &str = "/run/beemesh/pods";
 const TICK: Duration = Duration::from_millis(100);
 /// How often free memory, images and addresses are looked at.
 const CAPACITY: Duration = Duration::from_secs(1);
-/// A box that may found its cell waits this long for a member before it does.
-const FOUND_AFTER: Duration = Duration::from_millis(300);
+/// A box that may found its cell and knows of other members waits this long for one of them before it says so. One
+/// that knows of none says so at once.
+const FOUND_AFTER: Duration = Duration::from_millis(700);
 /// Events that are taken before their records are made durable and their commands carried out.
 const BATCH: usize = 64;
 /// Results of spawned work that may wait.
@@ -75,6 +76,8 @@ pub struct Part {
     pub supervisor: Supervisor,
     /// Beats while this task goes on.
     pub pulse: Pulse,
+    /// True once the box has joined: what took its time from that may go on now.
+    pub up: watch::Sender<bool>,
 }
 
 impl Part {
@@ -213,7 +216,8 @@ impl Driver {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut capacity = tokio::time::interval(CAPACITY);
-        let found = tokio::time::sleep(FOUND_AFTER);
+        let alone = self.cell.nodes().len() <= 1;
+        let found = tokio::time::sleep(if alone { Duration::ZERO } else { FOUND_AFTER });
         tokio::pin!(found);
         let mut may_found = self.joined.document.found;
         loop {
@@ -522,11 +526,6 @@ impl Driver {
         let after = started.map(|started| clock::boot_ms().saturating_sub(started));
         self.joined_after = after;
         self.look_at_capacity();
-        let shim = self.part.options.shim.clone();
-        // Now that nobody waits: the first pod does not wait for the shim to be unpacked from the system image.
-        tokio::task::spawn_blocking(move || {
-            std::fs::File::open(shim).and_then(|mut shim| std::io::copy(&mut shim, &mut std::io::sink()))
-        });
         let member = &self.joined.member;
         let message = format!(
             "joined fabric {} as {} ({}, assurance {}, after {} ms): it {how}",
@@ -539,6 +538,7 @@ impl Driver {
         self.part
             .journal
             .announce("Joined", &format!("node/{}", member.name), &message);
+        self.part.up.send_replace(true);
     }
 
     fn answer(&mut self, question: Query) {

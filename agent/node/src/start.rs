@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 
+/// The root of the container that the runtime is tested with; a part of the system image.
+const SELF_TEST: &str = "/usr/lib/beemesh/self-test";
 /// Sticks' news that may wait for the member task.
 const NEWS: usize = 8;
 
@@ -69,6 +71,8 @@ pub async fn run(options: Options) -> Result<()> {
     tracing::info!(peer = %key.peer_id(), "identity ready");
     let runtime = open_runtime(&options).await?;
     let images = Images::new(Arc::clone(runtime.images()), store.clone(), journal.clone());
+    let (up, is_up) = watch::channel(false);
+    tokio::spawn(test_runtime(runtime.clone(), is_up.clone(), journal.clone()));
     let runtime: Arc<dyn Runtime> = Arc::new(runtime);
 
     let (queries, questions) = mpsc::channel(QUERIES);
@@ -116,6 +120,7 @@ pub async fn run(options: Options) -> Result<()> {
         floors: floors.clone(),
         networks: networks.clone(),
         news,
+        up: is_up,
     };
     let trials = tokio::spawn(networks.take_back_trials());
     let sticks = tokio::spawn(sticks.run());
@@ -132,6 +137,7 @@ pub async fn run(options: Options) -> Result<()> {
         arriving,
         supervisor: supervisor.clone(),
         pulse: driving,
+        up,
     };
     let member = tokio::spawn(part.run(joined));
 
@@ -147,6 +153,26 @@ pub async fn run(options: Options) -> Result<()> {
         ended = trials => ended.context("the network task ended"),
         ended = sticks => ended.context("the stick task ended"),
         ended = member => ended?.context("the member task ended"),
+    }
+}
+
+/// Once the box is a member it shows that it can run containers, or says that it cannot before a workload finds out.
+async fn test_runtime(runtime: ContainerRuntime, mut up: watch::Receiver<bool>, journal: Journal) {
+    if up.wait_for(|up| *up).await.is_err() || !Path::new(SELF_TEST).exists() {
+        return;
+    }
+    match runtime.self_test(SELF_TEST.into()).await {
+        Ok(took) => {
+            let message = format!(
+                "this box runs containers: its own took {} ms to start",
+                took.as_millis()
+            );
+            journal.emit("SelfTestPassed", "node/self", &message);
+        }
+        Err(error) => {
+            let message = format!("this box cannot run containers: {}", crate::words(&error));
+            journal.announce("SelfTestFailed", "node/self", &message);
+        }
     }
 }
 

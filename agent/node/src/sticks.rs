@@ -18,10 +18,13 @@ use beemesh_joinpack_format::{Outcome, Receipt};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// How often init's stick status is read. It is a small file in RAM.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// How long images that were copied from a stick wait for the box to join.
+const JOIN_FIRST: Duration = Duration::from_secs(5);
 
 /// What the member task learns: this is the membership from now on.
 pub type News = Joined;
@@ -48,6 +51,8 @@ pub struct Sticks {
     pub networks: Networks,
     /// Where news go.
     pub news: mpsc::Sender<News>,
+    /// True once the box has joined.
+    pub up: watch::Receiver<bool>,
 }
 
 /// What was taken from a stick.
@@ -162,7 +167,8 @@ impl Sticks {
         let images: Vec<_> = wanted
             .filter(|(name, digest)| !self.images.has_archive(name, digest))
             .collect();
-        let staging = self.store.path("staging");
+        // A folder for each pack: the images of the stick before may still wait for their import.
+        let staging = self.store.path("staging").join(&plan.document.serial);
         let blobs: Vec<_> = images.iter().map(|(_, digest)| *digest).collect();
         stick::stage_blobs(mount, &pack, &blobs, &staging)?;
         let joined = Joined::check(plan.document, &peer)?;
@@ -211,8 +217,12 @@ impl Sticks {
         if self.news.send(joined).await.is_err() {
             return;
         }
-        let store = self.images.clone();
-        tokio::task::spawn_blocking(move || store.import_staged(&staging, &images));
+        let (store, mut up) = (self.images.clone(), self.up.clone());
+        tokio::spawn(async move {
+            // Unpacking takes the processor from joining; who cannot join has its images all the same.
+            let _ = tokio::time::timeout(JOIN_FIRST, up.wait_for(|up| *up)).await;
+            tokio::task::spawn_blocking(move || store.import_staged(&staging, &images));
+        });
     }
 
     fn refuse(&self, error: &StickError) {

@@ -27,6 +27,8 @@ const BINARIES: [(&str, bool); 6] = [
     ("beemesh-agent", false),
 ];
 const OURS: &str = "usr/lib/beemesh";
+/// The root of the container that the agent tests itself with; packing stores its one file once.
+const SELF_TEST: &str = "usr/lib/beemesh/self-test/beemesh-shim";
 /// Where the dynamic loader looks without being told.
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 const LINK_DEPTH: usize = 8;
@@ -176,7 +178,11 @@ pub fn compose(packages: &Packages, wanted: &RootFiles, binaries: &[PathBuf]) ->
         if must_be_static && !linkage.is_static() {
             bail!(LinkError::NotStatic(path.display().to_string()));
         }
-        tree.program(&format!("{OURS}/{name}"), stripped(&path)?)?;
+        let stripped = stripped(&path)?;
+        if name == "beemesh-shim" {
+            tree.program(SELF_TEST, stripped.clone())?;
+        }
+        tree.program(&format!("{OURS}/{name}"), stripped)?;
     }
     tree.link("usr/sbin/init", "../lib/beemesh/beemesh-init")?;
     let find = |path: &str| {

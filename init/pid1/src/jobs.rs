@@ -147,7 +147,7 @@ fn cold_plug(devices: Devices) -> Outcome {
     load_ordered(requests.collect())
 }
 
-/// Three at a time: while drivers wait for their devices, another goes on. The kernel makes a module that is wanted
+/// Two at a time: while one driver waits for its device, another goes on. The kernel makes a module that is wanted
 /// twice wait for itself.
 fn load_ordered(mut requests: Vec<(u8, String)>) -> Outcome {
     let loader = match Loader::open(true) {

@@ -5,11 +5,12 @@
 //! is stopped.
 
 pub(crate) mod command;
+mod self_test;
 mod setup;
 
 use crate::address::AddressPool;
 use crate::forward::{CONNECTIONS_MOST, ForwardError, Forwarder};
-use crate::image::{ImageError, ImageStore, Limits};
+use crate::image::{Image, ImageError, ImageStore, Limits};
 use crate::logs;
 use crate::network;
 use crate::pod::{
@@ -266,7 +267,9 @@ impl Inner {
         let begun = Instant::now();
         let pod = self.enter(request)?;
         let changing = pod.change.lock().await;
-        match self.bring_up(&pod).await {
+        let (store, own) = (self.store.clone(), pod.clone());
+        let images = move || setup::find_images(&store, &own.request);
+        match self.bring_up(&pod, images).await {
             Ok(link) => {
                 lock(&pod.now).start_ms = u64::try_from(begun.elapsed().as_millis()).ok();
                 drop(changing);
@@ -283,7 +286,11 @@ impl Inner {
         }
     }
 
-    async fn bring_up(&self, pod: &Arc<Pod>) -> Result<ShimLink, StartError> {
+    async fn bring_up(
+        &self,
+        pod: &Arc<Pod>,
+        find_images: impl FnOnce() -> Result<Vec<Image>, StartError> + Send + 'static,
+    ) -> Result<ShimLink, StartError> {
         self.open_ports(pod).map_err(|err| match err {
             ForwardError::Taken { port } => StartError::PortTaken { port },
             other => StartError::Failed {
@@ -291,9 +298,9 @@ impl Inner {
                 reason: chain(&other),
             },
         })?;
-        let (store, own, limit) = (self.store.clone(), pod.clone(), self.config.log_limit);
+        let (own, limit) = (pod.clone(), self.config.log_limit);
         let images = blocking(move || {
-            let images = setup::find_images(&store, &own.request)?;
+            let images = find_images()?;
             setup::lay_out(&own.place, &own.request, limit)?;
             setup::keep_ports(&own.place, &own.status().ports)?;
             Ok(images)

@@ -78,6 +78,17 @@ pub struct Image {
     pub layers: Vec<PathBuf>,
 }
 
+impl Image {
+    /// A folder of the system as an image of one layer, without a configuration.
+    pub(crate) fn of_folder(folder: PathBuf) -> Self {
+        Self {
+            id: ImageId(Digest::of(folder.as_os_str().as_encoded_bytes())),
+            config: ImageConfiguration::default(),
+            layers: vec![folder],
+        }
+    }
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct LayerRecord {
     blob: Digest,
