@@ -28,3 +28,4 @@ pub mod uevent;
 pub mod volume;
 
 pub use machine::{Command, Event, Init, Job, Outcome, Shutdown};
+pub use shutdown::LEAST_DISKS_MS;

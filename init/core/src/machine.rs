@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 
 use crate::backoff::Jitter;
 use crate::modules::urgency;
-use crate::notify::Notice;
+use crate::notify::{Ask, Notice};
 use crate::service::{Ending, Need, Service, ServiceSpec};
-use crate::shutdown::{AFTER_KILL_MS, LIMIT_MS, OTHERS_GRACE_MS, Stage};
+use crate::shutdown::{AFTER_KILL_MS, DISKS_UNTIL_MS, LEAST_DISKS_MS, LIMIT_MS, OTHERS_GRACE_MS, Stage};
 use crate::stick::Sticks;
 use crate::uevent::{Action, Uevent};
 
@@ -30,6 +30,21 @@ pub enum Shutdown {
     PowerOff,
     /// Start again.
     Reboot,
+    /// Stop for good, and stay on: someone wants to read the screen.
+    Halt,
+}
+
+impl Shutdown {
+    /// Reads `poweroff`, `reboot` or `halt`.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        match word {
+            "poweroff" => Some(Self::PowerOff),
+            "reboot" => Some(Self::Reboot),
+            "halt" => Some(Self::Halt),
+            _ => None,
+        }
+    }
 }
 
 /// Something that a child does because it may block.
@@ -75,6 +90,8 @@ pub enum Event {
     Started(&'static str),
     /// A process of a service said something.
     Notified(&'static str, Notice),
+    /// Somebody has connected to a service's socket.
+    Demanded(&'static str),
     /// A service's main process ended, or could not be started.
     Ended(&'static str, Ending),
     /// Someone asked for it: a signal, the request file, the power button.
@@ -100,6 +117,8 @@ pub enum Command {
     KillCgroup(&'static str),
     /// Drop the descriptors that are kept for the service.
     ForgetDescriptors(&'static str),
+    /// Wait for the next who connects to the service's socket; answered by [`Event::Demanded`].
+    Listen(&'static str),
     /// Run a job in a child; answered by [`Event::JobEnded`].
     Run(Job),
     /// List block and input devices; answered by [`Event::Scanned`].
@@ -119,8 +138,13 @@ pub enum Command {
     TerminateEveryone,
     /// SIGKILL to every process.
     KillEveryone,
-    /// Sync, unmount, close, and go down.
-    Finish(Shutdown),
+    /// Sync, unmount, close, and go down, whatever the disks do.
+    Finish {
+        /// To what.
+        how: Shutdown,
+        /// How long the disks get, in milliseconds.
+        disks_ms: u64,
+    },
 }
 
 /// The machine.
@@ -132,6 +156,8 @@ pub struct Init {
     loaders: u32,
     pending: BTreeSet<(u8, String)>,
     served: BTreeSet<String>,
+    /// Every service has been as it should be.
+    up: bool,
     shutdown: Option<Way>,
 }
 
@@ -140,6 +166,7 @@ struct Way {
     kind: Shutdown,
     stage: Stage,
     limit_ms: u64,
+    disks_until_ms: u64,
 }
 
 #[derive(Debug, Default)]
@@ -162,6 +189,7 @@ impl Init {
             loaders: 0,
             pending: BTreeSet::new(),
             served: BTreeSet::new(),
+            up: false,
             shutdown: None,
         }
     }
@@ -170,6 +198,17 @@ impl Init {
     #[must_use]
     pub fn services(&self) -> &[Service] {
         &self.services
+    }
+
+    /// One word for the whole: `starting`, `running`, `degraded` (some service does not do what it should) or `stopping`.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match (self.shutdown, self.services.iter().all(Service::is_as_wanted)) {
+            (Some(_), _) => "stopping",
+            (None, true) => "running",
+            (None, false) if self.up => "degraded",
+            (None, false) => "starting",
+        }
     }
 
     /// When the next [`Event::Tick`] is due, in milliseconds; `None`: nothing waits for the time.
@@ -209,6 +248,7 @@ impl Init {
         if self.shutdown.is_none() && self.cold_plug.limit_ms.is_some() {
             commands.extend(self.start_services(now_ms));
         }
+        self.up |= self.services.iter().all(Service::is_as_wanted);
         commands
     }
 
@@ -230,10 +270,32 @@ impl Init {
                 .and_then(|s| s.started(now_ms))
                 .into_iter()
                 .collect(),
-            Event::Notified(name, notice) => self
-                .service(name)
-                .map(|s| s.notified(now_ms, notice))
-                .unwrap_or_default(),
+            Event::Notified(name, mut notice) => {
+                let ask = notice.ask.take();
+                let Some(service) = self.service(name) else {
+                    return Vec::new();
+                };
+                let ask = ask.filter(|_| service.spec.may_ask);
+                let mut commands = service.notified(now_ms, notice);
+                match ask {
+                    Some(Ask::Service(wish, name)) => {
+                        commands.extend(
+                            self.service(&name)
+                                .map(|s| s.wish(now_ms, wish))
+                                .unwrap_or_default(),
+                        );
+                    }
+                    Some(Ask::Shutdown(kind)) => commands.extend(self.ask_shutdown(now_ms, kind)),
+                    None => {}
+                }
+                commands
+            }
+            Event::Demanded(name) => {
+                if let Some(service) = self.service(name) {
+                    service.demand();
+                }
+                Vec::new()
+            }
             Event::Ended(name, ending) => {
                 let jitter = &mut self.jitter;
                 let service = self.services.iter_mut().find(|s| s.spec.name == name);
@@ -398,11 +460,13 @@ impl Init {
             kind,
             stage: Stage::Services,
             limit_ms,
+            disks_until_ms: now_ms.saturating_add(DISKS_UNTIL_MS),
         });
         self.services.iter_mut().for_each(Service::want_down);
         let what = match kind {
             Shutdown::PowerOff => "switching off",
             Shutdown::Reboot => "starting again",
+            Shutdown::Halt => "stopping for good",
         };
         vec![Command::Say(format!("beemesh: {what}; please wait"))]
     }
@@ -453,7 +517,10 @@ impl Init {
             };
         }
         if matches!(way.stage, Stage::Killed { finish_at_ms } if finish_at_ms <= now_ms) {
-            commands.push(Command::Finish(way.kind));
+            commands.push(Command::Finish {
+                how: way.kind,
+                disks_ms: way.disks_until_ms.saturating_sub(now_ms).max(LEAST_DISKS_MS),
+            });
             way.stage = Stage::Finished;
         }
         self.shutdown = Some(way);

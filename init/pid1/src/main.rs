@@ -15,6 +15,8 @@
 mod bench;
 mod cgroup;
 mod chain;
+mod changes;
+mod closing;
 mod console;
 mod devices;
 mod driver;
@@ -23,6 +25,7 @@ mod emergency;
 mod jobs;
 mod loader;
 mod logs;
+mod phases;
 #[cfg(feature = "planted-faults")]
 mod planted;
 mod power;
