@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 
 use crate::backoff::Jitter;
+use crate::links::Links;
 use crate::modules::urgency;
 use crate::notify::{Ask, Notice};
 use crate::service::{Ending, Need, Service, ServiceSpec};
@@ -60,6 +61,13 @@ pub enum Job {
     MountStick(String),
     /// Unmount the stick, lazily.
     UnmountStick,
+    /// Take away the links below `/dev/disk` of block devices that are gone, then make those of others.
+    LinkDevices {
+        /// Those that are there.
+        there: Vec<String>,
+        /// Those that are gone.
+        gone: Vec<String>,
+    },
 }
 
 /// What a job came to.
@@ -151,6 +159,7 @@ pub enum Command {
 pub struct Init {
     services: Vec<Service>,
     sticks: Sticks,
+    links: Links,
     jitter: Jitter,
     cold_plug: ColdPlug,
     loaders: u32,
@@ -184,6 +193,7 @@ impl Init {
         Self {
             services: services.into_iter().map(Service::new).collect(),
             sticks: Sticks::default(),
+            links: Links::default(),
             jitter: Jitter::new(seed),
             cold_plug: ColdPlug::default(),
             loaders: 0,
@@ -248,6 +258,7 @@ impl Init {
         if self.shutdown.is_none() && self.cold_plug.limit_ms.is_some() {
             commands.extend(self.start_services(now_ms));
         }
+        commands.extend(self.link_devices());
         self.up |= self.services.iter().all(Service::is_as_wanted);
         commands
     }
@@ -325,6 +336,14 @@ impl Init {
         now.then_some(Command::AnnounceSettled)
     }
 
+    /// Nothing waits for links: first the devices of the boot get their drivers.
+    fn link_devices(&mut self) -> Option<Command> {
+        if self.shutdown.is_some() || !self.cold_plug.settled {
+            return None;
+        }
+        self.links.take()
+    }
+
     fn service(&mut self, name: &str) -> Option<&mut Service> {
         self.services.iter_mut().find(|service| service.spec.name == name)
     }
@@ -353,6 +372,11 @@ impl Init {
         let Some(device) = uevent.devname else {
             return commands;
         };
+        match (uevent.subsystem.as_str(), uevent.action) {
+            ("block", Action::Add | Action::Change) => self.links.appeared(&device),
+            ("block", Action::Remove) => self.links.vanished(&device),
+            _ => {}
+        }
         let found = match (uevent.subsystem.as_str(), uevent.action) {
             ("block", Action::Add) => self.sticks.appeared(&device),
             ("block", Action::Remove) => self.sticks.vanished(&device),
@@ -373,6 +397,7 @@ impl Init {
                 .collect()
         };
         let (blocks, inputs) = (named("block"), named("input"));
+        self.links.reconcile(&blocks);
         let mut commands = self.sticks.reconcile(&blocks);
         let events = inputs
             .into_iter()
@@ -445,6 +470,10 @@ impl Init {
             }
             Job::MountStick(device) => self.sticks.probed(&device, outcome == Outcome::Done),
             Job::UnmountStick => self.sticks.unmounted(),
+            Job::LinkDevices { there, gone } => {
+                self.links.ended(&there, &gone);
+                Vec::new()
+            }
         };
         self.unless_going_down(commands)
     }

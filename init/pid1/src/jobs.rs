@@ -17,6 +17,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::chain::{Attempt, StepError, words};
 use crate::closing::close_disks;
+use crate::links::link_devices;
 use crate::loader::{Loader, log};
 
 /// Exit code of [`Outcome::Nothing`].
@@ -38,6 +39,12 @@ pub fn arguments(job: &Job) -> Vec<String> {
             .collect(),
         Job::MountStick(device) => vec!["mount-stick".to_owned(), device.clone()],
         Job::UnmountStick => vec!["unmount-stick".to_owned()],
+        Job::LinkDevices { there, gone } => {
+            let gone = gone.iter().map(|device| format!("-{device}"));
+            let there = there.iter().map(|device| format!("+{device}"));
+            let verb = std::iter::once("link-devices".to_owned());
+            verb.chain(gone).chain(there).collect()
+        }
     }
 }
 
@@ -74,6 +81,7 @@ pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
             .next()
             .map_or(Outcome::Failed, |device| report(mount_stick(&device))),
         Some("unmount-stick") => report(unmount_sticks()),
+        Some("link-devices") => link_devices(&arguments.collect::<Vec<_>>()),
         Some("close-disks") => {
             let ms = arguments.next().and_then(|text| text.parse().ok());
             close_disks(Duration::from_millis(ms.unwrap_or(LEAST_DISKS_MS)))

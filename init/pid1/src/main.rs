@@ -23,6 +23,7 @@ mod driver;
 mod early;
 mod emergency;
 mod jobs;
+mod links;
 mod loader;
 mod logs;
 mod phases;
