@@ -63,7 +63,11 @@ struct Options {
 
 fn main() -> ExitCode {
     let result = options(std::env::args().skip(1)).and_then(|options| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        // Its cgroup has room for few threads: those that wait for PID 1 wait for each other.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .max_blocking_threads(2)
+            .enable_all()
+            .build();
         runtime.map_err(ControlError::Loop)?.block_on(serve(options))
     });
     match result {

@@ -206,6 +206,47 @@ fn objects_properties_methods_and_signals_are_introspected() {
     }
 }
 
+/// The rows of a list in SPEC.md: what comes after this heading, indented.
+fn specified(heading: &str) -> Vec<String> {
+    let (_, after) = include_str!("../SPEC.md").split_once(heading).unwrap();
+    let section = after.split("\n## ").next().unwrap();
+    let rows = section.lines().filter(|line| line.starts_with("    "));
+    rows.map(|row| row.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect()
+}
+
+#[test]
+fn specification_lists_exactly_what_is_introspected() {
+    let pid1 = Pid1::start(60_000);
+    for (heading, path, interface) in [
+        ("interface `org.beemesh.Init1`", MACHINE, SERVICE),
+        (
+            "interface `org.beemesh.Init1.Service`",
+            NET,
+            "org.beemesh.Init1.Service",
+        ),
+    ] {
+        let table = pid1.ask(&["introspect", SERVICE, path, interface]);
+        let mut found: Vec<String> = table
+            .lines()
+            .filter_map(|line| {
+                let words: Vec<&str> = line.strip_prefix('.')?.split_whitespace().collect();
+                let (name, kind, signature) = (words[0], words[1], words[2]);
+                Some(match kind {
+                    "method" => format!("{name} method {signature} {}", words[3]),
+                    // Values hold blanks; the flags come last.
+                    "property" => format!("{name} property {signature} {}", words.last().unwrap()),
+                    _ => format!("{name} {kind} {signature}"),
+                })
+            })
+            .collect();
+        let mut specified = specified(heading);
+        found.sort();
+        specified.sort();
+        assert_eq!(found, specified);
+    }
+}
+
 /// The table has this row, whatever the width of its columns.
 fn has_row(table: &str, row: &str) -> bool {
     table.lines().any(|line| {

@@ -73,8 +73,8 @@ impl Links {
             return None;
         }
         self.jobs += 1;
-        gone.iter().for_each(|device| drop(self.gone.remove(device)));
-        there.iter().for_each(|device| drop(self.there.remove(device)));
+        self.gone.retain(|device| !gone.contains(device));
+        self.there.retain(|device| !there.contains(device));
         self.unlinking.extend(gone.iter().cloned());
         self.linking.extend(there.iter().cloned());
         Some(Command::Run(Job::LinkDevices { there, gone }))
@@ -83,7 +83,7 @@ impl Links {
     /// The child has ended that made the links of some, or took away those of others.
     pub(crate) fn ended(&mut self, there: &[String], gone: &[String]) {
         self.jobs = self.jobs.saturating_sub(1);
-        gone.iter().for_each(|device| drop(self.unlinking.remove(device)));
+        self.unlinking.retain(|device| !gone.contains(device));
         for device in there {
             self.linking.remove(device);
             // It went away in the meantime, and its links may have been made after that.

@@ -574,6 +574,14 @@ fn service_with_a_socket_that_fails_comes_back_by_itself_since_somebody_waits() 
 }
 
 #[test]
+fn service_with_a_socket_that_ends_without_serving_is_slowed_down() {
+    let mut init = controlled();
+    let commands = init.step(10_100, Event::Ended("control", Ending::Exited(0)));
+    assert!(!commands.contains(&Command::Listen("control")), "{commands:?}");
+    assert!(says(&commands, "it is started again"));
+}
+
+#[test]
 fn daemon_is_stopped_and_started_as_asked_and_stays_down_in_between() {
     let mut init = controlled();
     let commands = init.step(11_000, asks("stop net"));

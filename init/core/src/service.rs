@@ -34,6 +34,10 @@ pub const WATCHDOG_RANGE_MS: std::ops::RangeInclusive<u64> = 1_000..=600_000;
 /// Failures in a row before `READY=1` after which stored descriptors are dropped.
 pub const UNREADY_LIMIT: u32 = 8;
 
+/// A service with a socket that ends sooner than this has not served who woke it, in milliseconds: that is a failure, or the
+/// two would wake each other without end.
+pub const SERVED_MS: u64 = 500;
+
 /// What a service is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Actual {
@@ -278,7 +282,8 @@ impl Service {
             self.actual = Actual::Paused { until_ms: now_ms };
             return commands;
         }
-        if self.desired == Desired::Up && self.spec.socket.is_some() && ending.is_success() {
+        let served = matches!(before, Actual::Running { since_ms, .. } if now_ms.saturating_sub(since_ms) >= SERVED_MS);
+        if self.desired == Desired::Up && self.spec.socket.is_some() && ending.is_success() && served {
             // It had nothing left to do. Who connects next starts it again.
             self.actual = Actual::Waiting;
             self.demanded = false;
