@@ -69,9 +69,9 @@ fn busctl_in_the_guest_lists_stops_starts_watches_and_switches_off() {
     heard(r#"door o "/org/beemesh/Init1/service/door""#);
     let memory: u64 = heard(r"memory t (\d+) of t 67108864").parse().unwrap();
     assert!(memory > 0);
-    heard("stop $");
+    heard("stop$");
     heard("stopped, processes: 0");
-    heard("start $");
+    heard("start$");
     heard("ready again as another process, restarts t 1");
     heard("signals STRING stopping STRING stopped STRING starting STRING running STRING ready");
     heard("refused .*there is no service `nobody`");

@@ -174,7 +174,7 @@ fn disk_that_does_not_answer_any_more_does_not_keep_the_machine_up() {
     let mut machine = house.start("disk");
     std::thread::sleep(Duration::from_secs(2));
     // One byte in a second: who waits for the disk waits for ever, in the kernel, past any SIGKILL.
-    let mut limits = json!({"id": "disk-state", "bps": 1, "iops": 0});
+    let mut limits = json!({"id": "/machine/peripheral/disk-state/virtio-backend", "bps": 1, "iops": 0});
     for name in ["bps_rd", "bps_wr", "iops_rd", "iops_wr"] {
         limits[name] = json!(0);
     }
