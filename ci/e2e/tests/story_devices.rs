@@ -96,7 +96,7 @@ fn names_of_disks_come_and_go_with_them_and_a_plugged_card_gets_its_driver() {
         .tpm(None)
         .memory_mib(512)
         .disk(Disk::new("d1", &disk, 64, DiskBus::Virtio));
-    let slot = ["-device", "pcie-root-port,id=slot,chassis=1,slot=1"];
+    let slot = ["-device", "pcie-root-port,id=hot,chassis=1,slot=1"];
     config.extra.extend(slot.map(str::to_owned));
     let mut machine = Machine::start(config).unwrap();
 
@@ -132,7 +132,7 @@ fn names_of_disks_come_and_go_with_them_and_a_plugged_card_gets_its_driver() {
 
     // A network card in a slot of the board.
     let mark = machine.console().mark();
-    let card = json!({"driver": "virtio-net-pci", "id": "card", "bus": "slot", "romfile": ""});
+    let card = json!({"driver": "virtio-net-pci", "id": "card", "bus": "hot", "romfile": ""});
     machine.execute("device_add", card).unwrap();
     heard(&machine, mark, "there net/eth0");
 
