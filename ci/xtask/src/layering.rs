@@ -26,6 +26,7 @@ const HEIGHT: &[(&str, u8)] = &[
     ("beemesh-agent-runtime", 5),
     ("beemesh-init-pid1", 6),
     ("beemesh-init-net", 6),
+    ("beemesh-init-control", 6),
     ("beemesh-init-unlock", 6),
     ("beemesh-usb-joinpack-cli", 6),
     ("beemesh-agent-shim", 6),
@@ -60,6 +61,7 @@ const IMPURE: &[&str] = &[
     "libp2p",
     "hyper",
     "rtnetlink",
+    "zbus",
     "tss-esapi",
     "tempfile",
 ];
@@ -69,6 +71,7 @@ const SINGLE_OWNER: &[(&str, &[&str])] = &[
     ("libp2p", &["beemesh-agent-fabric"]),
     ("libcontainer", &["beemesh-agent-shim"]),
     ("tss-esapi", &["beemesh-firmware-tpm"]),
+    ("zbus", &["beemesh-init-control"]),
 ];
 
 #[derive(Deserialize)]

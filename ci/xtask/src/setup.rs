@@ -44,6 +44,7 @@ const PACKAGES: &[&str] = &[
     "gdisk",
     "busybox-static",
     "systemd-journal-remote",
+    "systemd",
 ];
 
 /// What `bench boot` needs besides: it installs a Debian to compare with.

@@ -18,9 +18,10 @@ use std::{
 };
 
 /// Our binaries, and whether they must be static.
-const BINARIES: [(&str, bool); 6] = [
+const BINARIES: [(&str, bool); 7] = [
     ("beemesh-init", true),
     ("beemesh-logd", true),
+    ("beemesh-control", true),
     ("beemesh-net", true),
     ("beemesh-shim", true),
     ("beemesh-unlock", false),

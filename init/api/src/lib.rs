@@ -42,10 +42,16 @@ pub mod path {
     /// Written by init, empty, once the devices that were there at boot have their drivers, or waiting for that took
     /// too long. Before that a disk may be missing: `beemesh-unlock` formats none.
     pub const SETTLED: &str = "/run/beemesh/settled";
-    /// A request to power off or reboot: whoever can write here (root) writes `poweroff` or `reboot` (atomic rename).
+    /// A request to go down: whoever can write here (root) writes `poweroff`, `reboot` or `halt` (atomic rename).
     pub const SHUTDOWN: &str = "/run/beemesh/shutdown";
     /// Written by init (atomic rename) when something changes: a list of [`super::ServiceStatus`] as JSON.
     pub const SERVICES: &str = "/run/beemesh/init/services.json";
+    /// Written by init (atomic rename) when a service or the machine changes its state: [`super::Changes`] as JSON.
+    pub const CHANGES: &str = "/run/beemesh/init/changes.json";
+    /// Written by init once: a list of [`super::PhaseTime`] as JSON.
+    pub const BOOT_PHASES: &str = "/run/beemesh/init/boot.json";
+    /// `org.beemesh.Init1`, peer to peer; for root alone (folder 0700, socket 0600).
+    pub const CONTROL_SOCKET: &str = "/run/beemesh/control/init1";
     /// The system log's rings in RAM (`init/log/SPEC.md`): `services` and `kernel` below here.
     pub const LOG: &str = "/run/beemesh/log";
     /// Where `/etc/resolv.conf` of the image points. Written by `beemesh-net` (atomic rename).
@@ -68,12 +74,15 @@ pub const STATE_LABEL: &str = "BEEMESHSTATE";
 /// Name of the opened state volume below `/dev/mapper`.
 pub const STATE_MAPPER: &str = "beemesh-state";
 
+/// The name of the descriptor under which PID 1 passes on the socket that it listens on for a service.
+pub const SOCKET_NAME: &str = "socket";
+
 /// A service of init.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceStatus {
     /// Its name.
     pub name: String,
-    /// `waiting`, `starting`, `running`, `ready`, `stopping`, `paused` or `ended`.
+    /// `waiting`, `starting`, `running`, `ready`, `stopping`, `paused`, `stopped` or `ended`.
     pub state: String,
     /// The main process.
     pub pid: Option<i32>,
@@ -85,6 +94,76 @@ pub struct ServiceStatus {
     pub descriptors: Vec<String>,
     /// Descriptors that were refused because too many are kept.
     pub descriptors_refused: u64,
+    /// `daemon`, `oneshot` or `on-demand`. Only a daemon can be started and stopped by a request.
+    pub kind: String,
+    /// How it ended the last time, in words.
+    pub last_end: Option<String>,
+}
+
+/// A service came into another state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceChange {
+    /// Rises by one for each change of any service since the boot, from 1.
+    pub number: u64,
+    /// The service.
+    pub name: String,
+    /// Its new state, as in [`ServiceStatus`].
+    pub state: String,
+    /// How it ended the last time, in words.
+    pub last_end: Option<String>,
+    /// When, in milliseconds on CLOCK_BOOTTIME.
+    pub at_ms: u64,
+}
+
+/// What changed last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changes {
+    /// The machine: `starting`, `running`, `degraded` (some service does not do what it should) or `stopping`.
+    pub machine: String,
+    /// The latest changes, oldest first, at most [`CHANGES_KEPT`]; who reads too seldom sees a gap in their numbers.
+    pub latest: Vec<ServiceChange>,
+}
+
+/// How many changes are kept.
+pub const CHANGES_KEPT: usize = 64;
+
+/// A phase of the boot, and when it was through.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseTime {
+    /// Its name, as in `ARCHITECTURE.md`.
+    pub phase: String,
+    /// In milliseconds on CLOCK_BOOTTIME.
+    pub ended_ms: u64,
+}
+
+/// What can be asked of PID 1 over its notify socket (`X_BEEMESH_ASK=`) by a service whose spec allows that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ask {
+    /// Start this daemon.
+    Start(String),
+    /// Stop it until it is asked for again.
+    Stop(String),
+    /// End it and start it again.
+    Restart(String),
+    /// Switch the machine off.
+    PowerOff,
+    /// Start the machine again.
+    Reboot,
+    /// Stop the machine and leave it on.
+    Halt,
+}
+
+impl std::fmt::Display for Ask {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Start(name) => write!(f, "start {name}"),
+            Self::Stop(name) => write!(f, "stop {name}"),
+            Self::Restart(name) => write!(f, "restart {name}"),
+            Self::PowerOff => f.write_str("poweroff"),
+            Self::Reboot => f.write_str("reboot"),
+            Self::Halt => f.write_str("halt"),
+        }
+    }
 }
 
 /// A stick came or went.

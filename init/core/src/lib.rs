@@ -16,15 +16,19 @@
 pub mod backoff;
 pub mod boot;
 pub mod ending;
+mod links;
 pub mod machine;
 pub mod modules;
 pub mod mounts;
+pub mod names;
 pub mod notify;
 pub mod service;
 mod shutdown;
 pub mod spec;
 mod stick;
+pub mod superblock;
 pub mod uevent;
 pub mod volume;
 
 pub use machine::{Command, Event, Init, Job, Outcome, Shutdown};
+pub use shutdown::LEAST_DISKS_MS;

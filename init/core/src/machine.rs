@@ -7,10 +7,11 @@
 use std::collections::BTreeSet;
 
 use crate::backoff::Jitter;
+use crate::links::Links;
 use crate::modules::{DISKS, URGENT, urgency};
-use crate::notify::Notice;
+use crate::notify::{Ask, Notice};
 use crate::service::{Ending, Need, Readiness, Service, ServiceSpec};
-use crate::shutdown::{AFTER_KILL_MS, LIMIT_MS, OTHERS_GRACE_MS, Stage};
+use crate::shutdown::{AFTER_KILL_MS, DISKS_UNTIL_MS, LEAST_DISKS_MS, LIMIT_MS, OTHERS_GRACE_MS, Stage};
 use crate::stick::Sticks;
 use crate::uevent::{Action, Uevent};
 
@@ -35,6 +36,21 @@ pub enum Shutdown {
     PowerOff,
     /// Start again.
     Reboot,
+    /// Stop for good, and stay on: someone wants to read the screen.
+    Halt,
+}
+
+impl Shutdown {
+    /// Reads `poweroff`, `reboot` or `halt`.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        match word {
+            "poweroff" => Some(Self::PowerOff),
+            "reboot" => Some(Self::Reboot),
+            "halt" => Some(Self::Halt),
+            _ => None,
+        }
+    }
 }
 
 /// Something that a child does because it may block.
@@ -52,6 +68,13 @@ pub enum Job {
     MountStick(String),
     /// Unmount the stick, lazily.
     UnmountStick,
+    /// Take away the links below `/dev/disk` of block devices that are gone, then make those of others.
+    LinkDevices {
+        /// Those that are there.
+        there: Vec<String>,
+        /// Those that are gone.
+        gone: Vec<String>,
+    },
 }
 
 /// What a job came to.
@@ -82,6 +105,8 @@ pub enum Event {
     Started(&'static str),
     /// A process of a service said something.
     Notified(&'static str, Notice),
+    /// Somebody has connected to a service's socket.
+    Demanded(&'static str),
     /// A service's main process ended, or could not be started.
     Ended(&'static str, Ending),
     /// Someone asked for it: a signal, the request file, the power button.
@@ -107,6 +132,8 @@ pub enum Command {
     KillCgroup(&'static str),
     /// Drop the descriptors that are kept for the service.
     ForgetDescriptors(&'static str),
+    /// Wait for the next who connects to the service's socket; answered by [`Event::Demanded`].
+    Listen(&'static str),
     /// Run a job in a child; answered by [`Event::JobEnded`].
     Run(Job),
     /// List block and input devices; answered by [`Event::Scanned`].
@@ -126,14 +153,20 @@ pub enum Command {
     TerminateEveryone,
     /// SIGKILL to every process.
     KillEveryone,
-    /// Sync, unmount, close, and go down.
-    Finish(Shutdown),
+    /// Sync, unmount, close, and go down, whatever the disks do.
+    Finish {
+        /// To what.
+        how: Shutdown,
+        /// How long the disks get, in milliseconds.
+        disks_ms: u64,
+    },
 }
 
 /// The machine.
 pub struct Init {
     services: Vec<Service>,
     sticks: Sticks,
+    links: Links,
     jitter: Jitter,
     cold_plug: ColdPlug,
     loaders: u32,
@@ -141,6 +174,8 @@ pub struct Init {
     disk_loaders: Vec<Vec<String>>,
     pending: BTreeSet<(u8, String)>,
     served: BTreeSet<String>,
+    /// Every service has been as it should be.
+    up: bool,
     shutdown: Option<Way>,
 }
 
@@ -149,6 +184,7 @@ struct Way {
     kind: Shutdown,
     stage: Stage,
     limit_ms: u64,
+    disks_until_ms: u64,
 }
 
 #[derive(Debug, Default)]
@@ -180,12 +216,14 @@ impl Init {
         Self {
             services: services.into_iter().map(Service::new).collect(),
             sticks: Sticks::default(),
+            links: Links::default(),
             jitter: Jitter::new(seed),
             cold_plug: ColdPlug::default(),
             loaders: 0,
             disk_loaders: Vec::new(),
             pending: BTreeSet::new(),
             served: BTreeSet::new(),
+            up: false,
             shutdown: None,
         }
     }
@@ -194,6 +232,17 @@ impl Init {
     #[must_use]
     pub fn services(&self) -> &[Service] {
         &self.services
+    }
+
+    /// One word for the whole: `starting`, `running`, `degraded` (some service does not do what it should) or `stopping`.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match (self.shutdown, self.services.iter().all(Service::is_as_wanted)) {
+            (Some(_), _) => "stopping",
+            (None, true) => "running",
+            (None, false) if self.up => "degraded",
+            (None, false) => "starting",
+        }
     }
 
     /// When the next [`Event::Tick`] is due, in milliseconds; `None`: nothing waits for the time.
@@ -235,6 +284,8 @@ impl Init {
         if self.shutdown.is_none() && self.cold_plug.limit_ms.is_some() {
             commands.extend(self.start_services(now_ms));
         }
+        commands.extend(self.link_devices());
+        self.up |= self.services.iter().all(Service::is_as_wanted);
         commands
     }
 
@@ -256,10 +307,32 @@ impl Init {
                 .and_then(|s| s.started(now_ms))
                 .into_iter()
                 .collect(),
-            Event::Notified(name, notice) => self
-                .service(name)
-                .map(|s| s.notified(now_ms, notice))
-                .unwrap_or_default(),
+            Event::Notified(name, mut notice) => {
+                let ask = notice.ask.take();
+                let Some(service) = self.service(name) else {
+                    return Vec::new();
+                };
+                let ask = ask.filter(|_| service.spec.may_ask);
+                let mut commands = service.notified(now_ms, notice);
+                match ask {
+                    Some(Ask::Service(wish, name)) => {
+                        commands.extend(
+                            self.service(&name)
+                                .map(|s| s.wish(now_ms, wish))
+                                .unwrap_or_default(),
+                        );
+                    }
+                    Some(Ask::Shutdown(kind)) => commands.extend(self.ask_shutdown(now_ms, kind)),
+                    None => {}
+                }
+                commands
+            }
+            Event::Demanded(name) => {
+                if let Some(service) = self.service(name) {
+                    service.demand();
+                }
+                Vec::new()
+            }
             Event::Ended(name, ending) => {
                 let jitter = &mut self.jitter;
                 let service = self.services.iter_mut().find(|s| s.spec.name == name);
@@ -308,7 +381,7 @@ impl Init {
     }
 
     fn begin_rest(&mut self, now_ms: u64) -> Option<Command> {
-        let awaited = |s: &&Service| s.spec.readiness == Readiness::Notified;
+        let awaited = |s: &&Service| s.spec.readiness == Readiness::Notified && s.spec.socket.is_none();
         let ready = self.services.iter().filter(awaited).all(Service::satisfies);
         if self.cold_plug.rest == Rest::Waiting && ready && self.cold_plug.limit_ms.is_some() {
             self.cold_plug.rest = Rest::Due {
@@ -320,6 +393,14 @@ impl Init {
             self.cold_plug.rest = Rest::Begun;
             Command::Run(Job::ColdPlugRest)
         })
+    }
+
+    /// Nothing waits for links: first the drivers of the boot are loaded.
+    fn link_devices(&mut self) -> Option<Command> {
+        if self.shutdown.is_some() || self.cold_plug.rest != Rest::Begun {
+            return None;
+        }
+        self.links.take()
     }
 
     fn service(&mut self, name: &str) -> Option<&mut Service> {
@@ -355,6 +436,11 @@ impl Init {
         let Some(device) = uevent.devname else {
             return commands;
         };
+        match (uevent.subsystem.as_str(), uevent.action) {
+            ("block", Action::Add | Action::Change) => self.links.appeared(&device),
+            ("block", Action::Remove) => self.links.vanished(&device),
+            _ => {}
+        }
         let found = match (uevent.subsystem.as_str(), uevent.action) {
             ("block", Action::Add) => self.sticks.appeared(&device),
             ("block", Action::Remove) => self.sticks.vanished(&device),
@@ -375,6 +461,7 @@ impl Init {
                 .collect()
         };
         let (blocks, inputs) = (named("block"), named("input"));
+        self.links.reconcile(&blocks);
         let mut commands = self.sticks.reconcile(&blocks);
         let events = inputs
             .into_iter()
@@ -460,6 +547,10 @@ impl Init {
             }
             Job::MountStick(device) => self.sticks.probed(&device, outcome == Outcome::Done),
             Job::UnmountStick => self.sticks.unmounted(),
+            Job::LinkDevices { there, gone } => {
+                self.links.ended(&there, &gone);
+                Vec::new()
+            }
         };
         self.unless_going_down(commands)
     }
@@ -475,11 +566,13 @@ impl Init {
             kind,
             stage: Stage::Services,
             limit_ms,
+            disks_until_ms: now_ms.saturating_add(DISKS_UNTIL_MS),
         });
         self.services.iter_mut().for_each(Service::want_down);
         let what = match kind {
             Shutdown::PowerOff => "switching off",
             Shutdown::Reboot => "starting again",
+            Shutdown::Halt => "stopping for good",
         };
         vec![Command::Say(format!("beemesh: {what}; please wait"))]
     }
@@ -530,7 +623,10 @@ impl Init {
             };
         }
         if matches!(way.stage, Stage::Killed { finish_at_ms } if finish_at_ms <= now_ms) {
-            commands.push(Command::Finish(way.kind));
+            commands.push(Command::Finish {
+                how: way.kind,
+                disks_ms: way.disks_until_ms.saturating_sub(now_ms).max(LEAST_DISKS_MS),
+            });
             way.stage = Stage::Finished;
         }
         self.shutdown = Some(way);

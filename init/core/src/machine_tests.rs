@@ -53,6 +53,12 @@ fn says(commands: &[Command], part: &str) -> bool {
         .any(|c| matches!(c, Command::Say(line) if line.contains(part)))
 }
 
+/// Without those that concern the links below `/dev/disk`.
+fn without_links(mut commands: Vec<Command>) -> Vec<Command> {
+    commands.retain(|c| !matches!(c, Command::Run(Job::LinkDevices { .. })));
+    commands
+}
+
 fn notice(name: &'static str, text: &str) -> Event {
     Event::Notified(name, Notice::parse(text.as_bytes()))
 }
@@ -399,7 +405,7 @@ fn hundred_failures_in_a_row_never_pause_longer_than_the_ceiling_and_say_few_lin
 fn stick_that_comes_late_is_mounted_and_its_removal_is_a_new_generation() {
     let mut init = running();
     assert_eq!(
-        init.step(10, block(Action::Add, "sdb1")),
+        without_links(init.step(10, block(Action::Add, "sdb1"))),
         [Command::Run(Job::MountStick("sdb1".into()))]
     );
     let commands = init.step(20, Event::JobEnded(Job::MountStick("sdb1".into()), Outcome::Done));
@@ -420,7 +426,7 @@ fn the_newest_stick_counts_and_an_old_one_is_not_announced_again() {
     let mut init = running();
     init.step(10, block(Action::Add, "sdb1"));
     init.step(20, Event::JobEnded(Job::MountStick("sdb1".into()), Outcome::Done));
-    let commands = init.step(25, block(Action::Add, "sdc1"));
+    let commands = without_links(init.step(25, block(Action::Add, "sdc1")));
     assert_eq!(commands, [Command::Run(Job::MountStick("sdc1".into()))]);
     let commands = init.step(30, Event::JobEnded(Job::MountStick("sdc1".into()), Outcome::Done));
     assert!(commands.contains(&Command::WriteStick {
@@ -469,10 +475,51 @@ fn lost_events_are_made_good_by_a_scan() {
 }
 
 #[test]
+fn links_of_the_boots_devices_wait_until_their_drivers_are_there_and_lost_events_are_made_good() {
+    let links = |there: &[&str], gone: &[&str]| {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        Command::Run(Job::LinkDevices {
+            there: owned(there),
+            gone: owned(gone),
+        })
+    };
+    let found = |name: &str| match block(Action::Add, name) {
+        Event::Uevent(uevent) => uevent,
+        other => panic!("{other:?}"),
+    };
+    let (mut init, _) = booted();
+    let commands = init.step(
+        1,
+        Event::Scanned(vec![found("vda"), found("vda1"), found("loop0")]),
+    );
+    assert_eq!(without_links(commands.clone()), commands);
+    init.step(2, Event::JobEnded(Job::ColdPlugDisks, Outcome::Done));
+    let commands = init.step(2, Event::JobEnded(Job::ColdPlug, Outcome::Done));
+    assert_eq!(without_links(commands.clone()), commands);
+    let now = COLD_PLUG_LIMIT_MS + REST_LIMIT_MS;
+    let commands = init.step(now, Event::Tick);
+    let rest = commands
+        .iter()
+        .position(|c| *c == Command::Run(Job::ColdPlugRest));
+    let linked = commands.iter().position(|c| *c == links(&["vda", "vda1"], &[]));
+    assert!(rest.is_some() && linked > rest, "{commands:?}");
+    let Some(Command::Run(job)) = linked.map(|at| commands[at].clone()) else {
+        panic!("{commands:?}");
+    };
+    init.step(now + 3, Event::JobEnded(job, Outcome::Done));
+    // The disk went and another came, and the events about it were lost.
+    init.step(now + 4, Event::UeventsLost);
+    let commands = init.step(now + 5, Event::Scanned(vec![found("vdb")]));
+    assert!(commands.contains(&links(&[], &["vda", "vda1"])), "{commands:?}");
+    assert!(init.step(now + 6, Event::Tick).contains(&links(&["vdb"], &[])));
+}
+
+#[test]
 fn system_disks_of_the_kernel_are_not_probed() {
     let mut init = running();
     for device in ["loop0", "dm-0", "ram1", "zram0"] {
-        assert!(init.step(10, block(Action::Add, device)).is_empty(), "{device}");
+        let commands = without_links(init.step(10, block(Action::Add, device)));
+        assert!(commands.is_empty(), "{device}");
     }
 }
 
@@ -480,7 +527,7 @@ fn system_disks_of_the_kernel_are_not_probed() {
 fn probes_at_the_same_time_are_bounded() {
     let mut init = running();
     let started = (0..600)
-        .flat_map(|n| init.step(10, block(Action::Add, &format!("sd{n}"))))
+        .flat_map(|n| without_links(init.step(10, block(Action::Add, &format!("sd{n}")))))
         .count();
     assert_eq!(started, crate::stick::PROBES_LIMIT);
     let present = (0..600).map(|n| match block(Action::Add, &format!("sd{n}")) {
@@ -534,7 +581,11 @@ fn services_go_down_in_reverse_order_then_pods_then_the_machine() {
     assert!(commands.contains(&Command::TerminateEveryone));
     assert_eq!(
         init.step(350, Event::NoChildren),
-        [Command::Finish(Shutdown::PowerOff)]
+        [Command::Finish {
+            how: Shutdown::PowerOff,
+            // Asked for at 100, and the programs took 250.
+            disks_ms: DISKS_UNTIL_MS - 250
+        }]
     );
     assert!(init.step(360, Event::Started("net")).is_empty());
 }
@@ -567,6 +618,119 @@ fn last_grace_that_reaches_past_the_limit_does_not_spin_the_clock() {
     panic!("still not down");
 }
 
+fn asks(text: &str) -> Event {
+    notice("control", &format!("X_BEEMESH_ASK={text}"))
+}
+
+/// All is up, and somebody has connected to the control service.
+fn controlled() -> Init {
+    let mut init = running();
+    init.step(10_000, notice("agent", "READY=1"));
+    assert_eq!(
+        init.step(10_000, Event::Demanded("control")),
+        [Command::Start("control")]
+    );
+    init.step(10_001, Event::Started("control"));
+    init
+}
+
+#[test]
+fn service_with_a_socket_runs_when_somebody_connects_and_until_it_has_nothing_to_do() {
+    let mut init = controlled();
+    assert_eq!(init.word(), "running");
+    let commands = init.step(20_000, Event::Ended("control", Ending::Exited(0)));
+    assert!(commands.contains(&Command::Listen("control")), "{commands:?}");
+    assert!(!says(&commands, "control"), "no failure: {commands:?}");
+    assert!(init.step(30_000, Event::Tick).is_empty());
+    assert_eq!(
+        init.step(30_001, Event::Demanded("control")),
+        [Command::Start("control")]
+    );
+}
+
+#[test]
+fn service_with_a_socket_that_fails_comes_back_by_itself_since_somebody_waits() {
+    let mut init = controlled();
+    let commands = init.step(10_100, Event::Ended("control", Ending::Signalled(11)));
+    assert!(says(
+        &commands,
+        "`control` was ended by signal 11; it is started again"
+    ));
+    let due = init.deadline_ms().unwrap();
+    assert_eq!(init.step(due, Event::Tick), [Command::Start("control")]);
+}
+
+#[test]
+fn service_with_a_socket_that_ends_without_serving_is_slowed_down() {
+    let mut init = controlled();
+    let commands = init.step(10_100, Event::Ended("control", Ending::Exited(0)));
+    assert!(!commands.contains(&Command::Listen("control")), "{commands:?}");
+    assert!(says(&commands, "it is started again"));
+}
+
+#[test]
+fn daemon_is_stopped_and_started_as_asked_and_stays_down_in_between() {
+    let mut init = controlled();
+    let commands = init.step(11_000, asks("stop net"));
+    assert!(commands.contains(&Command::Terminate("net")) && says(&commands, "`net` is stopped"));
+    let commands = init.step(11_100, Event::Ended("net", Ending::Exited(0)));
+    assert!(commands.contains(&Command::ForgetDescriptors("net")) && !says(&commands, "started again"));
+    assert!(init.step(39_000, Event::Tick).is_empty(), "it stays down");
+    assert_eq!(init.word(), "running", "as asked is as it should be");
+    let commands = init.step(39_001, asks("start net"));
+    assert!(commands.contains(&Command::Start("net")), "{commands:?}");
+    let net = init.services().iter().find(|s| s.spec.name == "net").unwrap();
+    assert_eq!((net.restarts, net.actual.word()), (1, "starting"));
+}
+
+#[test]
+fn daemon_that_is_asked_to_stop_and_does_not_is_killed_after_its_grace() {
+    let mut init = controlled();
+    init.step(11_000, asks("stop net"));
+    assert_eq!(init.step(13_000, Event::Tick), [Command::Kill("net")]);
+    init.step(13_001, Event::Ended("net", Ending::Signalled(9)));
+    let net = init.services().iter().find(|s| s.spec.name == "net").unwrap();
+    assert_eq!(net.actual, Actual::Stopped);
+}
+
+#[test]
+fn restart_as_asked_waits_for_no_back_off_and_is_no_failure() {
+    let mut init = controlled();
+    init.step(11_000, asks("restart net"));
+    let commands = init.step(11_100, Event::Ended("net", Ending::Signalled(15)));
+    assert!(commands.contains(&Command::Start("net")), "at once: {commands:?}");
+    assert!(!says(&commands, "signal 15"));
+    // One that waits after a failure is started at once, too.
+    init.step(11_200, Event::Ended("net", Ending::Exited(1)));
+    let commands = init.step(11_201, asks("restart net"));
+    assert!(commands.contains(&Command::Start("net")), "{commands:?}");
+}
+
+#[test]
+fn start_while_it_is_being_stopped_brings_it_back() {
+    let mut init = controlled();
+    init.step(11_000, asks("stop net"));
+    init.step(11_001, asks("start net"));
+    let commands = init.step(11_100, Event::Ended("net", Ending::Exited(0)));
+    assert!(commands.contains(&Command::Start("net")), "{commands:?}");
+}
+
+#[test]
+fn oneshots_on_demand_services_and_strangers_cannot_be_asked_for_anything() {
+    let mut init = controlled();
+    for text in ["restart unlock", "stop control", "restart control", "stop nobody"] {
+        assert!(init.step(11_000, asks(text)).is_empty(), "{text}");
+    }
+    // Only the spec of `control` allows it to ask.
+    assert!(
+        init.step(11_000, notice("net", "X_BEEMESH_ASK=poweroff"))
+            .is_empty()
+    );
+    let commands = init.step(11_001, asks("halt"));
+    assert!(says(&commands, "stopping for good") && init.word() == "stopping");
+    assert!(init.step(11_002, asks("start net")).is_empty(), "too late");
+}
+
 #[derive(Debug, Clone)]
 enum Act {
     Wait(u64),
@@ -580,6 +744,9 @@ enum Act {
     Notice(u8, u8),
     Down(bool),
     Nobody,
+    Demand,
+    /// The control service passes on a wish, if it runs.
+    Ask(u8, u8),
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -590,10 +757,12 @@ fn act() -> impl Strategy<Value = Act> {
         1 => Just(Act::Lost),
         6 => (any::<u8>(), any::<bool>()).prop_map(|(n, ok)| Act::JobDone(n, ok)),
         8 => prop_oneof![9 => Just(true), 1 => Just(false)].prop_map(Act::Answer),
-        4 => (0u8..3, -2i32..2).prop_map(|(s, c)| Act::Die(s, c)),
-        4 => (0u8..3, 0u8..9).prop_map(|(s, n)| Act::Notice(s, n)),
+        4 => (0u8..5, -2i32..2).prop_map(|(s, c)| Act::Die(s, c)),
+        4 => (0u8..5, 0u8..9).prop_map(|(s, n)| Act::Notice(s, n)),
         1 => any::<bool>().prop_map(Act::Down),
         1 => Just(Act::Nobody),
+        1 => Just(Act::Demand),
+        4 => (0u8..5, 0u8..3).prop_map(|(s, w)| Act::Ask(s, w)),
     ]
 }
 
@@ -619,6 +788,10 @@ struct World {
     generation: u64,
     shutdown_at: Option<u64>,
     finished: u32,
+    disks_ms: u64,
+    disks_until: u64,
+    /// Was asked to be stopped, and has stopped, and not been asked for since.
+    stopped: BTreeSet<&'static str>,
 }
 
 impl World {
@@ -633,6 +806,7 @@ impl World {
             match command {
                 Command::Start(name) => {
                     assert!(!before_down, "`{name}` started on the way down");
+                    assert!(!self.stopped.contains(name), "`{name}` started against a wish");
                     assert!(
                         !self.starting.contains(&name) && !self.alive.contains_key(name),
                         "`{name}` runs twice"
@@ -662,7 +836,11 @@ impl World {
                         self.alive.insert(name, true);
                     }
                 }
-                Command::Finish(_) => self.finished += 1,
+                Command::Finish { disks_ms, .. } => {
+                    self.finished += 1;
+                    self.disks_ms = disks_ms;
+                    self.disks_until = self.now + disks_ms;
+                }
                 _ => {}
             }
         }
@@ -693,7 +871,7 @@ impl World {
     }
 
     fn apply(&mut self, act: Act) {
-        let names = ["net", "unlock", "agent"];
+        let names = ["net", "unlock", "agent", "logd", "control"];
         match act {
             Act::Wait(ms) => {
                 self.now += ms;
@@ -748,6 +926,19 @@ impl World {
                     Shutdown::PowerOff
                 }));
             }
+            Act::Demand => self.feed(Event::Demanded("control")),
+            Act::Ask(service, wish) if self.alive.contains_key("control") => {
+                let name = names[usize::from(service)];
+                let word = ["start", "stop", "restart"][usize::from(wish)];
+                if ["net", "agent", "logd"].contains(&name) && self.shutdown_at.is_none() {
+                    if word == "stop" {
+                        self.stopped.insert(name);
+                    } else {
+                        self.stopped.remove(name);
+                    }
+                }
+                self.feed(asks(&format!("{word} {name}")));
+            }
             Act::Nobody if self.alive.is_empty() && self.starting.is_empty() => self.feed(Event::NoChildren),
             _ => {}
         }
@@ -767,6 +958,9 @@ proptest! {
             generation: 0,
             shutdown_at: None,
             finished: 0,
+            disks_ms: 0,
+            disks_until: 0,
+            stopped: BTreeSet::new(),
         };
         world.feed(Event::Booted);
         for act in acts {
@@ -784,6 +978,11 @@ proptest! {
             prop_assert!(ticks < 100, "the clock spins at {}", world.now);
         }
         prop_assert_eq!(world.finished, 1);
+        prop_assert!((LEAST_DISKS_MS..=DISKS_UNTIL_MS).contains(&world.disks_ms));
+        // The bound that is promised, where the clock was not left alone for long.
+        if left_alone_at <= asked + LIMIT_MS {
+            prop_assert!(world.disks_until <= asked + 30_000);
+        }
         prop_assert!(world.now <= left_alone_at.max(asked + LIMIT_MS) + AFTER_KILL_MS);
     }
 }

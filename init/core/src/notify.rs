@@ -1,7 +1,7 @@
 //! The messages of services to PID 1. Source: sd_notify(3), sd_pid_notify_with_fds(3).
 //!
 //! Understood are READY, STATUS, STOPPING, WATCHDOG (1 and `trigger`), WATCHDOG_USEC, EXTEND_TIMEOUT_USEC, FDSTORE with
-//! FDNAME, FDSTOREREMOVE and BARRIER. All else is ignored, MAINPID too: who the main process is, PID 1 knows better than
+//! FDNAME, FDSTOREREMOVE and BARRIER, and of our own X_BEEMESH_ASK (what is asked of PID 1 itself). All else is ignored, MAINPID too: who the main process is, PID 1 knows better than
 //! any message. Invariants: a message has at most [`MESSAGE_LIMIT`] bytes, a status [`STATUS_LIMIT`] characters without
 //! control characters, and a [`Store`] never holds more than its limit.
 
@@ -13,6 +13,43 @@ pub const STATUS_LIMIT: usize = 160;
 pub const NAME_LIMIT: usize = 255;
 /// The name of descriptors that are sent without one. Source: sd_pid_notify_with_fds(3).
 const UNNAMED: &str = "stored";
+
+use crate::machine::Shutdown;
+
+/// What is asked of one service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// It shall run.
+    Start,
+    /// It shall not run until it is asked to.
+    Stop,
+    /// It shall end, and run again.
+    Restart,
+}
+
+/// What is asked of PID 1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ask {
+    /// For the service with this name.
+    Service(Wish, String),
+    /// For the machine.
+    Shutdown(Shutdown),
+}
+
+impl Ask {
+    /// Reads `start NAME`, `stop NAME`, `restart NAME`, `poweroff`, `reboot` or `halt`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let wish = |wish, name: &str| Some(Self::Service(wish, name.to_owned()));
+        match text.split_once(' ') {
+            Some(("start", name)) => wish(Wish::Start, name),
+            Some(("stop", name)) => wish(Wish::Stop, name),
+            Some(("restart", name)) => wish(Wish::Restart, name),
+            Some(_) => None,
+            None => Shutdown::parse(text).map(Self::Shutdown),
+        }
+    }
+}
 
 /// What a service says about its watchdog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +81,8 @@ pub struct Notice {
     pub remove: bool,
     /// Name of the descriptors.
     pub name: Option<String>,
+    /// What it asks of PID 1; counts only from a service whose spec allows it.
+    pub ask: Option<Ask>,
 }
 
 impl Notice {
@@ -66,6 +105,7 @@ impl Notice {
                 ("EXTEND_TIMEOUT_USEC", number) => notice.extend_ms = milliseconds(number),
                 ("FDSTORE", "1") => notice.store = true,
                 ("FDSTOREREMOVE", "1") => notice.remove = true,
+                ("X_BEEMESH_ASK", text) => notice.ask = Ask::parse(text),
                 ("FDNAME", name) if is_name(name) => notice.name = Some(name.to_owned()),
                 _ => {}
             }
@@ -150,6 +190,19 @@ mod tests {
         assert_eq!(notice.status.as_deref(), Some("serving[2J"));
         assert_eq!(notice.watchdog, Some(Sign::Alive));
         assert_eq!(notice.stored_name(), "rest");
+    }
+
+    #[test]
+    fn only_the_words_of_the_list_ask_for_something() {
+        let asked = |text: &str| Notice::parse(format!("X_BEEMESH_ASK={text}").as_bytes()).ask;
+        let net = |wish| Some(Ask::Service(wish, "net".to_owned()));
+        assert_eq!(asked("start net"), net(Wish::Start));
+        assert_eq!(asked("stop net"), net(Wish::Stop));
+        assert_eq!(asked("restart net"), net(Wish::Restart));
+        assert_eq!(asked("halt"), Some(Ask::Shutdown(Shutdown::Halt)));
+        for text in ["", "stop", "kill net", "poweroff now", "Reboot"] {
+            assert_eq!(asked(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! The service model: desired x actual state of one service, and who decides what.
 //!
-//! - `desired` is set by the machine alone: up from the boot on, down from the shutdown on. It never goes up again.
+//! - `desired` is set by the machine alone: up from the boot on, down for good from the shutdown on. In between someone may
+//!   ask that a daemon is stopped, and started again. A oneshot has done its work and cannot be asked for.
+//! - A service with a socket runs from the moment that somebody connects until it ends by itself; it cannot be asked for
+//!   either, since connecting is how.
 //! - `actual` follows from what the driver reports. A service runs at most once: it is started only from `Waiting` and
-//!   `Paused`, and leaves `Starting`, `Running`, `Stopping` and `Killed` only by an exit (or a failure to start). The
+//!   `Paused` (never from `Stopped`), and leaves `Starting`, `Running`, `Stopping` and `Killed` only by an exit (or a failure to start). The
 //!   driver refuses a start while processes of the last run are left ([`Ending::StillPopulated`]).
 //! - The machine decides when a service's needs are met; the service decides when it is ready (`READY=1`), that it goes
 //!   down (`STOPPING=1`), and asks for time (`EXTEND_TIMEOUT_USEC`), within [`EXTENSION_LIMIT_MS`]. The kernel decides
@@ -17,7 +20,7 @@
 
 use crate::backoff::{Jitter, WELL_AFTER_MS};
 use crate::machine::Command;
-use crate::notify::{Notice, Sign};
+use crate::notify::{Notice, Sign, Wish};
 
 pub use crate::ending::Ending;
 pub use crate::spec::{Kind, Need, Readiness, ServiceSpec, product_services};
@@ -30,6 +33,10 @@ pub const EXTENSION_LIMIT_MS: u64 = 300_000;
 pub const WATCHDOG_RANGE_MS: std::ops::RangeInclusive<u64> = 1_000..=600_000;
 /// Failures in a row before `READY=1` after which stored descriptors are dropped.
 pub const UNREADY_LIMIT: u32 = 8;
+
+/// A service with a socket that ends sooner than this has not served who woke it, in milliseconds: that is a failure, or the
+/// two would wake each other without end.
+pub const SERVED_MS: u64 = 500;
 
 /// What a service is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,8 +68,20 @@ pub enum Actual {
         /// When.
         until_ms: u64,
     },
+    /// Was stopped because somebody asked for that; runs again when somebody asks.
+    Stopped,
     /// Will not run again.
     Ended,
+}
+
+/// Whether it should run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Desired {
+    Up,
+    /// As asked, until it is asked for again.
+    Stopped,
+    /// For good: the machine goes down.
+    Down,
 }
 
 impl Actual {
@@ -76,6 +95,7 @@ impl Actual {
             Self::Running { ready: true, .. } => "ready",
             Self::Stopping { .. } | Self::Killed => "stopping",
             Self::Paused { .. } => "paused",
+            Self::Stopped => "stopped",
             Self::Ended => "ended",
         }
     }
@@ -92,12 +112,19 @@ pub struct Service {
     pub status: Option<String>,
     /// How often it was started again.
     pub restarts: u64,
+    /// How it ended the last time, in words.
+    pub last_end: Option<String>,
     failures: u32,
     unready: u32,
     watchdog_ms: Option<u64>,
     /// Why PID 1 killed it.
     reason: Option<String>,
-    desired_up: bool,
+    desired: Desired,
+    /// Somebody has connected to its socket.
+    demanded: bool,
+    /// It ends because somebody asked that it is started again.
+    restarting: bool,
+    ran: bool,
 }
 
 impl Service {
@@ -110,10 +137,14 @@ impl Service {
             actual: Actual::Waiting,
             status: None,
             restarts: 0,
+            last_end: None,
             failures: 0,
             unready: 0,
             reason: None,
-            desired_up: true,
+            desired: Desired::Up,
+            demanded: false,
+            restarting: false,
+            ran: false,
         }
     }
 
@@ -128,6 +159,13 @@ impl Service {
         }
     }
 
+    /// It does what it should: it serves, is done, waits for someone to connect, or was stopped as asked.
+    #[must_use]
+    pub fn is_as_wanted(&self) -> bool {
+        let on_demand = self.spec.socket.is_some() && !matches!(self.actual, Actual::Paused { .. });
+        self.satisfies() || on_demand || self.actual == Actual::Stopped
+    }
+
     /// A process of it may exist.
     #[must_use]
     pub fn is_alive(&self) -> bool {
@@ -140,12 +178,12 @@ impl Service {
     /// Starts it if it should run, does not, and `needs_met`.
     pub(crate) fn start(&mut self, now_ms: u64, needs_met: bool) -> Option<Command> {
         let due = match self.actual {
-            Actual::Waiting => needs_met,
+            Actual::Waiting => needs_met && (self.demanded || self.spec.socket.is_none()),
             Actual::Paused { until_ms } => until_ms <= now_ms,
             _ => false,
         };
-        (due && self.desired_up).then(|| {
-            self.restarts += u64::from(self.actual != Actual::Waiting);
+        (due && self.desired == Desired::Up).then(|| {
+            self.restarts += u64::from(std::mem::replace(&mut self.ran, true));
             self.actual = Actual::Starting;
             self.watchdog_ms = self.spec.watchdog_ms;
             self.reason = None;
@@ -155,7 +193,7 @@ impl Service {
 
     pub(crate) fn started(&mut self, now_ms: u64) -> Option<Command> {
         match self.actual {
-            Actual::Starting if self.desired_up => {
+            Actual::Starting if self.desired == Desired::Up => {
                 let limited = self.spec.kind == Kind::Oneshot || self.spec.readiness == Readiness::Notified;
                 self.actual = Actual::Running {
                     since_ms: now_ms,
@@ -164,7 +202,7 @@ impl Service {
                 };
                 None
             }
-            // Shutdown came between the command and its execution.
+            // A shutdown, or someone's wish, came between the command and its execution.
             Actual::Starting => Some(self.terminate(now_ms)),
             _ => None,
         }
@@ -233,7 +271,26 @@ impl Service {
             return Vec::new();
         }
         let mut commands = vec![Command::KillCgroup(self.spec.name)];
-        if !self.desired_up || (self.spec.kind == Kind::Oneshot && ending.is_success()) {
+        let restarting = std::mem::take(&mut self.restarting);
+        self.last_end = Some(ending.words());
+        if self.desired == Desired::Stopped {
+            self.actual = Actual::Stopped;
+            commands.push(Command::ForgetDescriptors(self.spec.name));
+            return commands;
+        }
+        if self.desired == Desired::Up && restarting {
+            self.actual = Actual::Paused { until_ms: now_ms };
+            return commands;
+        }
+        let served = matches!(before, Actual::Running { since_ms, .. } if now_ms.saturating_sub(since_ms) >= SERVED_MS);
+        if self.desired == Desired::Up && self.spec.socket.is_some() && ending.is_success() && served {
+            // It had nothing left to do. Who connects next starts it again.
+            self.actual = Actual::Waiting;
+            self.demanded = false;
+            commands.push(Command::Listen(self.spec.name));
+            return commands;
+        }
+        if self.desired == Desired::Down || (self.spec.kind == Kind::Oneshot && ending.is_success()) {
             self.actual = Actual::Ended;
             commands.push(Command::ForgetDescriptors(self.spec.name));
             return commands;
@@ -295,10 +352,55 @@ impl Service {
 
     /// From now on it should not run.
     pub(crate) fn want_down(&mut self) {
-        self.desired_up = false;
-        if matches!(self.actual, Actual::Waiting | Actual::Paused { .. }) {
+        self.desired = Desired::Down;
+        if matches!(
+            self.actual,
+            Actual::Waiting | Actual::Paused { .. } | Actual::Stopped
+        ) {
             self.actual = Actual::Ended;
         }
+    }
+
+    /// Somebody has connected to its socket.
+    pub(crate) fn demand(&mut self) {
+        self.demanded = true;
+    }
+
+    /// Takes what somebody asks for; what it cannot do (see the head of this file) is passed over.
+    pub(crate) fn wish(&mut self, now_ms: u64, wish: Wish) -> Vec<Command> {
+        let fixed = self.spec.kind == Kind::Oneshot || self.spec.socket.is_some();
+        if fixed || self.desired == Desired::Down || self.actual == Actual::Ended {
+            return Vec::new();
+        }
+        self.desired = match wish {
+            Wish::Stop => Desired::Stopped,
+            Wish::Start | Wish::Restart => Desired::Up,
+        };
+        // A person has looked after it: what failed before does not count any more.
+        self.failures = 0;
+        self.restarting = wish == Wish::Restart && self.is_alive() && self.actual != Actual::Starting;
+        let mut commands = Vec::new();
+        match (wish, self.actual) {
+            (Wish::Stop, Actual::Waiting | Actual::Paused { .. }) => self.actual = Actual::Stopped,
+            (Wish::Stop | Wish::Restart, Actual::Running { .. }) => commands.push(self.terminate(now_ms)),
+            (Wish::Start | Wish::Restart, Actual::Stopped) => self.actual = Actual::Waiting,
+            (Wish::Start | Wish::Restart, Actual::Paused { .. }) => {
+                self.actual = Actual::Paused { until_ms: now_ms };
+            }
+            // It is on its way out already, and comes back at once.
+            (Wish::Start, Actual::Stopping { .. } | Actual::Killed) => self.restarting = true,
+            _ => {}
+        }
+        let what = match wish {
+            Wish::Start => "started",
+            Wish::Stop => "stopped",
+            Wish::Restart => "started again",
+        };
+        let name = self.spec.name;
+        commands.push(Command::Say(format!(
+            "beemesh: the service `{name}` is {what}, since someone asked for that"
+        )));
+        commands
     }
 
     /// Its turn to be stopped has come.

@@ -162,6 +162,12 @@ pub struct ServiceSpec {
     pub restart: Restart,
     /// Descriptors that are kept for it over a restart (`FDSTORE=1`), at most.
     pub stored_limit: usize,
+    /// A unix socket, in a folder of its own, that PID 1 listens on for it: it is started when somebody connects, and
+    /// may end when it has nothing to do. It gets the socket as a
+    /// descriptor (`SOCKET_NAME` in `init/api`).
+    pub socket: Option<&'static str>,
+    /// Its messages may ask for the start and stop of services and for a shutdown (`X_BEEMESH_ASK`).
+    pub may_ask: bool,
     /// What it may use.
     pub limits: Limits,
     /// What it may do.
@@ -184,6 +190,8 @@ impl ServiceSpec {
             grace_ms: 2_000,
             restart: Restart::DEFAULT,
             stored_limit: 0,
+            socket: None,
+            may_ask: false,
             limits: Limits {
                 memory_max: Share::Mib(64),
                 memory_high: None,
@@ -206,7 +214,7 @@ impl ServiceSpec {
 /// The services of the product, in start order; they are stopped in reverse.
 #[must_use]
 pub fn product_services() -> Vec<ServiceSpec> {
-    vec![logd(), net(), unlock(), agent()]
+    vec![logd(), control(), net(), unlock(), agent()]
 }
 
 /// First to come and last to go: it keeps what the others print. Reads the kernel's messages, writes the rings.
@@ -222,6 +230,32 @@ fn logd() -> ServiceSpec {
             },
         },
         ..ServiceSpec::new("logd", "/usr/lib/beemesh/beemesh-logd", Kind::Daemon)
+    }
+}
+
+/// `org.beemesh.Init1` for whoever may open its socket. It parses what they send, and holds nothing but its right to ask
+/// PID 1. It goes late, so that a shutdown can be watched.
+#[must_use]
+pub fn control() -> ServiceSpec {
+    ServiceSpec {
+        socket: Some("/run/beemesh/control/init1"),
+        may_ask: true,
+        limits: Limits {
+            memory_max: Share::Mib(16),
+            memory_high: None,
+            tasks: 8,
+            cpu_weight: 100,
+        },
+        sandbox: Sandbox {
+            capabilities: &[],
+            allowed: &[],
+            view: View::Private {
+                writable: &[],
+                propagated: &[],
+                hidden: &["/var/lib"],
+            },
+        },
+        ..ServiceSpec::new("control", "/usr/lib/beemesh/beemesh-control", Kind::Daemon)
     }
 }
 
@@ -376,8 +410,22 @@ mod tests {
                 Share::Percent(_) => None,
             })
             .sum();
-        assert!(fixed <= 128, "{fixed} MiB");
+        assert!(fixed <= 144, "{fixed} MiB");
         assert_eq!(Share::Percent(75).bytes(1 << 30), (1 << 30) / 100 * 75);
+    }
+
+    #[test]
+    fn nobody_but_the_control_service_may_ask_and_sockets_lie_in_folders_of_their_own() {
+        let services = product_services();
+        let asking: Vec<&str> = services.iter().filter(|s| s.may_ask).map(|s| s.name).collect();
+        assert_eq!(asking, ["control"]);
+        for path in services.iter().filter_map(|s| s.socket) {
+            let (folder, _) = path.rsplit_once('/').unwrap();
+            assert!(
+                folder.starts_with("/run/beemesh/") && !crate::mounts::DIRECTORIES.contains(&folder),
+                "{path}"
+            );
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use beemesh_init_api::{ServiceStatus, StickStatus, path};
 use beemesh_init_core::boot::{Phase, ROOT};
 use beemesh_init_core::service::Ending;
-use beemesh_init_core::{Command, Event, Init, Job, Shutdown};
+use beemesh_init_core::{Command, Event, Init, Job, Outcome, Shutdown};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::reboot::{RebootMode, reboot};
@@ -22,15 +22,15 @@ use nix::unistd::Pid;
 
 use crate::cgroup::total_memory;
 use crate::chain::{Attempt, StepError, words};
+use crate::changes::StateChanges;
 use crate::console::{Console, Fifo};
 use crate::devices::{UeventSocket, scan};
 use crate::logs::ServiceLog;
+use crate::phases::PhaseTimes;
 use crate::power::PowerButtons;
 use crate::services::{PATH, Process};
 use crate::{Fatal, SELF, bench, emergency, jobs, system};
 
-/// How long the disks get at the end.
-const DISKS_LIMIT: Duration = Duration::from_secs(4);
 /// Events of epoll taken at once.
 const BATCH: usize = 32;
 
@@ -42,6 +42,7 @@ const JOB_LOG: u64 = 4;
 const BUTTONS: u64 = 5;
 const LOGS: u64 = 100;
 const NOTIFY: u64 = 200;
+const SOCKETS: u64 = 300;
 
 /// Milliseconds on CLOCK_BOOTTIME.
 pub fn now_ms() -> u64 {
@@ -53,6 +54,8 @@ pub fn now_ms() -> u64 {
 
 /// Carries out the boot phases of the real root, then the loop; comes back only when that is impossible.
 pub fn run(started_ms: u64) -> Fatal {
+    let mut times = PhaseTimes::inherited();
+    times.ended(Phase::SwitchRoot);
     for phase in ROOT {
         let done = match phase {
             Phase::MountSystem => system::mount_system(),
@@ -60,7 +63,11 @@ pub fn run(started_ms: u64) -> Fatal {
             Phase::PrepareSystem => system::prepare(started_ms),
             // The last phase, since the driver owns what it opens.
             Phase::OpenDevices => match Driver::open() {
-                Ok(mut driver) => return driver.run(),
+                Ok(mut driver) => {
+                    times.ended(phase);
+                    times.write();
+                    return driver.run();
+                }
                 Err(error) => Err(error),
             },
             _ => Ok(()),
@@ -68,6 +75,7 @@ pub fn run(started_ms: u64) -> Fatal {
         if let Err(error) = done {
             return Fatal::of(phase, &error);
         }
+        times.ended(phase);
     }
     Fatal {
         what: "go on",
@@ -90,6 +98,7 @@ struct Driver {
     services: Vec<Process>,
     /// What was last written to [`path::SERVICES`].
     written: Vec<ServiceStatus>,
+    changes: StateChanges,
     buttons: PowerButtons,
     /// What services print is shown on the console too: for those who develop.
     verbose: bool,
@@ -140,6 +149,7 @@ impl Driver {
             jobs: BTreeMap::new(),
             services,
             written: Vec::new(),
+            changes: StateChanges::default(),
             buttons: PowerButtons::default(),
             verbose: command_line
                 .split_whitespace()
@@ -154,6 +164,13 @@ impl Driver {
         for (number, service) in (0u64..).zip(&driver.services) {
             driver.listen(service.log.descriptor(), LOGS + number)?;
             driver.listen(service.notify_descriptor(), NOTIFY + number)?;
+            if let Some(socket) = service.listener() {
+                let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, SOCKETS + number);
+                driver
+                    .epoll
+                    .add(socket, event)
+                    .attempt("listen to", service.spec.name)?;
+            }
         }
         Ok(driver)
     }
@@ -174,8 +191,10 @@ impl Driver {
                 for command in self.init.step(now_ms(), event) {
                     self.execute(command);
                 }
+                self.changes.look(&self.init, now_ms());
             }
             self.write_services();
+            self.changes.write();
             let timeout = match self.init.deadline_ms() {
                 Some(at) => {
                     u16::try_from(at.saturating_sub(now_ms())).map_or(EpollTimeout::MAX, EpollTimeout::from)
@@ -219,6 +238,12 @@ impl Driver {
             }
             BUTTONS if self.buttons.read_all() => {
                 self.queue.push_back(Event::ShutdownAsked(Shutdown::PowerOff));
+            }
+            SOCKETS.. => {
+                if let Some(service) = self.service_number(token - SOCKETS) {
+                    let name = service.spec.name;
+                    self.queue.push_back(Event::Demanded(name));
+                }
             }
             NOTIFY.. => {
                 let number = usize::try_from(token - NOTIFY).ok();
@@ -318,12 +343,11 @@ impl Driver {
             return;
         };
         let _ = std::fs::remove_file(path::SHUTDOWN);
-        match text.trim() {
-            "poweroff" => self.queue.push_back(Event::ShutdownAsked(Shutdown::PowerOff)),
-            "reboot" => self.queue.push_back(Event::ShutdownAsked(Shutdown::Reboot)),
-            _ => self
-                .console
-                .say("beemesh: a shutdown was asked for in words that are not `poweroff` or `reboot`"),
+        match Shutdown::parse(text.trim()) {
+            Some(kind) => self.queue.push_back(Event::ShutdownAsked(kind)),
+            None => self.console.say(
+                "beemesh: a shutdown was asked for in words that are not `poweroff`, `reboot` or `halt`",
+            ),
         }
     }
 
@@ -353,6 +377,7 @@ impl Driver {
                     service.forget_descriptors();
                 }
             }
+            Command::Listen(name) => self.listen_again(name),
             Command::KillCgroup(name) => self.with(name, |service| service.kill_cgroup()),
             Command::Run(job) => self.run_job(job),
             Command::Scan => self.queue.push_back(Event::Scanned(scan())),
@@ -368,7 +393,7 @@ impl Driver {
             Command::WatchInput(name) => self.watch_input(&name),
             Command::TerminateEveryone => self.signal_everyone(Signal::SIGTERM),
             Command::KillEveryone => self.signal_everyone(Signal::SIGKILL),
-            Command::Finish(how) => self.finish(how),
+            Command::Finish { how, disks_ms } => self.finish(how, disks_ms),
         }
     }
 
@@ -378,12 +403,22 @@ impl Driver {
         }
     }
 
+    /// The socket wakes the loop once; the service then takes who connects, until it ends.
+    fn listen_again(&self, name: &str) {
+        for (number, service) in (0u64..).zip(&self.services) {
+            if let (true, Some(socket)) = (service.spec.name == name, service.listener()) {
+                let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT;
+                let _ = self
+                    .epoll
+                    .modify(socket, &mut EpollEvent::new(flags, SOCKETS + number));
+            }
+        }
+    }
+
     fn run_job(&mut self, job: Job) {
         match self.spawn(&jobs::arguments(&job)) {
             Some(pid) => drop(self.jobs.insert(pid, job)),
-            None => self
-                .queue
-                .push_back(Event::JobEnded(job, beemesh_init_core::Outcome::Failed)),
+            None => self.queue.push_back(Event::JobEnded(job, Outcome::Failed)),
         }
     }
 
@@ -448,23 +483,37 @@ impl Driver {
         self.reap();
     }
 
-    /// The last command: never comes back. A disk that hangs costs [`DISKS_LIMIT`].
-    fn finish(&mut self, how: Shutdown) {
+    /// The last command: never comes back. A disk that hangs costs `disks_ms` and no more: the child that waits for it is
+    /// left behind.
+    fn finish(&mut self, how: Shutdown, disks_ms: u64) {
         self.console.say("beemesh: closing the disks");
-        let end = Instant::now() + DISKS_LIMIT;
-        if let Some(child) = self.spawn(&["close-disks".to_owned()]) {
-            while Instant::now() < end
-                && waitpid(child, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive)
-            {
+        let end = Instant::now() + Duration::from_millis(disks_ms);
+        let mut ended = None;
+        if let Some(child) = self.spawn(&["close-disks".to_owned(), disks_ms.to_string()]) {
+            while ended.is_none() && Instant::now() < end {
                 std::thread::sleep(Duration::from_millis(10));
+                match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
+                    Ok(WaitStatus::StillAlive) => {}
+                    Ok(WaitStatus::Exited(_, code)) => ended = Some(jobs::outcome(Some(code))),
+                    _ => ended = Some(Outcome::Failed),
+                }
             }
         }
+        self.console.say(match ended {
+            Some(Outcome::Done) => "beemesh: the disks are closed",
+            Some(_) => "beemesh: not all disks could be closed; what they hold is checked at the next start",
+            None => "beemesh: a disk does not answer; going down without it",
+        });
         let (how, line) = match how {
             Shutdown::PowerOff => (
                 RebootMode::RB_POWER_OFF,
                 "beemesh: the machine can be unplugged now",
             ),
             Shutdown::Reboot => (RebootMode::RB_AUTOBOOT, "beemesh: starting again now"),
+            Shutdown::Halt => (
+                RebootMode::RB_HALT_SYSTEM,
+                "beemesh: stopped; the machine can be switched off now",
+            ),
         };
         self.console.say(line);
         let error = reboot(how).map_or_else(|e| e.to_string(), |never| match never {});

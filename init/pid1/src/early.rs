@@ -19,6 +19,7 @@ use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
 use crate::chain::{Attempt, StepError};
 use crate::console::Console;
 use crate::loader::{Loader, LoaderError};
+use crate::phases::PhaseTimes;
 use crate::system::mount_all;
 use crate::{Fatal, SELF, STARTED_VARIABLE};
 
@@ -49,11 +50,13 @@ pub fn run(started_ms: u64) -> Fatal {
         started_ms,
         kind: None,
         device: PathBuf::new(),
+        times: PhaseTimes::default(),
     };
     for phase in INITRAMFS {
         if let Err(error) = early.carry_out(phase) {
             return Fatal::of(phase, &error);
         }
+        early.times.ended(phase);
     }
     Fatal {
         what: Phase::SwitchRoot.what(),
@@ -66,6 +69,7 @@ struct Early {
     started_ms: u64,
     kind: Option<RootImage>,
     device: PathBuf,
+    times: PhaseTimes,
 }
 
 impl Early {
@@ -144,6 +148,7 @@ impl Early {
         std::env::set_current_dir("/").attempt("enter", "/")?;
         let error = Command::new(SELF)
             .env(STARTED_VARIABLE, self.started_ms.to_string())
+            .envs([self.times.variable()])
             .exec();
         Err(error).attempt("run", SELF)?;
         Ok(())

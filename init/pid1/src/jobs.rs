@@ -3,19 +3,21 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
-use beemesh_init_api::{JOIN_LABEL, STATE_MAPPER, path};
+use beemesh_init_api::{JOIN_LABEL, path};
 use beemesh_init_core::modules::{DISKS, PODS, STATE_VOLUME, URGENT, is_disk_controller, urgency};
 use beemesh_init_core::uevent::parse_sysfs;
 use beemesh_init_core::volume::{BOOT_SECTOR, ROOT_DIRECTORY_BYTES, parse_boot_sector, parse_root_label};
-use beemesh_init_core::{Job, Outcome};
+use beemesh_init_core::{Job, LEAST_DISKS_MS, Outcome};
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::chain::{Attempt, StepError, words};
+use crate::closing::close_disks;
+use crate::links::link_devices;
 use crate::loader::{Loader, log};
 
 /// Exit code of [`Outcome::Nothing`].
@@ -38,6 +40,12 @@ pub fn arguments(job: &Job) -> Vec<String> {
             .collect(),
         Job::MountStick(device) => vec!["mount-stick".to_owned(), device.clone()],
         Job::UnmountStick => vec!["unmount-stick".to_owned()],
+        Job::LinkDevices { there, gone } => {
+            let gone = gone.iter().map(|device| format!("-{device}"));
+            let there = there.iter().map(|device| format!("+{device}"));
+            let verb = std::iter::once("link-devices".to_owned());
+            verb.chain(gone).chain(there).collect()
+        }
     }
 }
 
@@ -75,7 +83,11 @@ pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
             .next()
             .map_or(Outcome::Failed, |device| report(mount_stick(&device))),
         Some("unmount-stick") => report(unmount_sticks()),
-        Some("close-disks") => close_disks(),
+        Some("link-devices") => link_devices(&arguments.collect::<Vec<_>>()),
+        Some("close-disks") => {
+            let ms = arguments.next().and_then(|text| text.parse().ok());
+            close_disks(Duration::from_millis(ms.unwrap_or(LEAST_DISKS_MS)))
+        }
         _ => {
             eprintln!("beemesh-init is the first program of a Beemesh system; the kernel starts it");
             return ExitCode::from(2);
@@ -257,35 +269,6 @@ fn mount_stick(device: &str) -> Result<bool, StepError> {
 fn is_named_by_partition(device: &str) -> bool {
     let text = fs::read_to_string(format!("/sys/class/block/{device}/uevent")).unwrap_or_default();
     parse_sysfs("block", &text).partname.as_deref() == Some(JOIN_LABEL)
-}
-
-// The end.
-
-/// Everything to the disks, then the file systems unmounted from the innermost out, then the state volume closed.
-fn close_disks() -> Outcome {
-    nix::unistd::sync();
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let kept = ["/", "/proc", "/sys", "/dev", "/run"];
-    for target in table
-        .lines()
-        .rev()
-        .filter_map(|line| line.split(' ').nth(4))
-        .filter(|t| !kept.contains(t))
-    {
-        // Octal escapes stand for blanks; no mount of ours has one.
-        if umount2(target, MntFlags::empty()).is_err() {
-            let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-            let _ = mount(None::<&str>, target, None::<&str>, read_only, None::<&str>);
-            let _ = umount2(target, MntFlags::MNT_DETACH);
-        }
-    }
-    nix::unistd::sync();
-    if Path::new("/dev/mapper").join(STATE_MAPPER).exists() {
-        let _ = Command::new("/usr/sbin/cryptsetup")
-            .args(["close", STATE_MAPPER])
-            .status();
-    }
-    Outcome::Done
 }
 
 #[cfg(test)]

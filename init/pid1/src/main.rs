@@ -15,14 +15,18 @@
 mod bench;
 mod cgroup;
 mod chain;
+mod changes;
+mod closing;
 mod console;
 mod devices;
 mod driver;
 mod early;
 mod emergency;
 mod jobs;
+mod links;
 mod loader;
 mod logs;
+mod phases;
 #[cfg(feature = "planted-faults")]
 mod planted;
 mod power;

@@ -15,7 +15,7 @@ use std::time::Duration;
 use beemesh_init_api::path;
 use beemesh_init_core::backoff::Restart;
 use beemesh_init_core::service::{Kind, Need, Readiness, ServiceSpec};
-use beemesh_init_core::spec::{Calls, Limits, Sandbox, Share, View};
+use beemesh_init_core::spec::{Calls, Limits, Sandbox, Share, View, control};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 
 use crate::SELF;
@@ -106,6 +106,7 @@ pub fn services() -> Vec<ServiceSpec> {
             sandbox: OPEN,
             ..faulty("storm", &["planted", "storm"])
         },
+        control(),
         ServiceSpec {
             needs: vec![Need::Service("door")],
             limits: Limits { tasks: 500, ..limits },

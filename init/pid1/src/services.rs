@@ -4,13 +4,15 @@
 //! kernel vouches (SCM_CREDENTIALS). Descriptors that arrive otherwise are closed; a BARRIER is answered by that.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
-use beemesh_init_api::{ServiceStatus, path};
+use beemesh_init_api::{SOCKET_NAME, ServiceStatus, path};
 use beemesh_init_core::ending::Ending;
 use beemesh_init_core::notify::{MESSAGE_LIMIT, Notice, Store};
-use beemesh_init_core::service::{Service, ServiceSpec};
+use beemesh_init_core::service::{Kind, Service, ServiceSpec};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::Pid;
@@ -38,6 +40,8 @@ pub struct Process {
     notify_path: String,
     store: Store<OwnedFd>,
     refused: u64,
+    /// The socket of its spec.
+    listener: Option<UnixListener>,
 }
 
 impl Process {
@@ -58,8 +62,14 @@ impl Process {
             notify_path,
             store: Store::new(spec.stored_limit),
             refused: 0,
+            listener: spec.socket.map(listen).transpose()?,
             spec,
         })
+    }
+
+    /// What to wait for, for those who want the service to run.
+    pub fn listener(&self) -> Option<BorrowedFd<'_>> {
+        self.listener.as_ref().map(AsFd::as_fd)
     }
 
     /// What to wait for, for messages.
@@ -93,14 +103,17 @@ impl Process {
             command.env("WATCHDOG_USEC", ms.saturating_mul(1_000).to_string());
         }
         command.stdin(Stdio::null()).stdout(output()?).stderr(output()?);
-        let copies: Vec<OwnedFd> = self
-            .store
+        let socket = self.listener().map(|fd| (SOCKET_NAME, fd)).into_iter();
+        let passed: Vec<(&str, BorrowedFd<'_>)> = socket
+            .chain(self.store.iter().map(|(name, fd)| (name, fd.as_fd())))
+            .collect();
+        let copies: Vec<OwnedFd> = passed
             .iter()
-            .map(|(_, fd)| fd.try_clone())
+            .map(|(_, fd)| fd.try_clone_to_owned())
             .collect::<Result<_, _>>()
             .map_err(not_started)?;
         let numbers = beemesh_sys::keep_open_over_exec(&mut command, copies);
-        let names = self.store.iter().map(|(name, _)| name);
+        let names = passed.iter().map(|(name, _)| *name);
         command.args(["run-service", self.spec.name]).args(
             numbers
                 .iter()
@@ -169,6 +182,13 @@ impl Process {
         ServiceStatus {
             name: self.spec.name.to_owned(),
             state: service.actual.word().to_owned(),
+            kind: match (self.spec.socket, self.spec.kind) {
+                (Some(_), _) => "on-demand",
+                (None, Kind::Daemon) => "daemon",
+                (None, Kind::Oneshot) => "oneshot",
+            }
+            .to_owned(),
+            last_end: service.last_end.clone(),
             pid: self.pid.map(Pid::as_raw),
             restarts: service.restarts,
             status: service.status.clone(),
@@ -176,4 +196,19 @@ impl Process {
             descriptors_refused: self.refused,
         }
     }
+}
+
+/// A socket for root alone, in a folder for root alone: whoever can connect may ask PID 1 for whatever the service does.
+fn listen(path: &str) -> Result<UnixListener, StepError> {
+    if let Some(folder) = Path::new(path).parent() {
+        let mut builder = std::fs::DirBuilder::new();
+        match builder.mode(0o700).create(folder) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e).attempt("make", folder),
+            _ => {}
+        }
+    }
+    let listener = UnixListener::bind(path).attempt("open", path)?;
+    listener.set_nonblocking(true).attempt("set up", path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).attempt("set up", path)?;
+    Ok(listener)
 }
