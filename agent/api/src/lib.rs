@@ -11,6 +11,7 @@ pub mod manifest;
 pub mod network;
 pub mod quantity;
 pub mod record;
+pub mod revocation;
 pub mod shim;
 pub mod view;
 

@@ -193,6 +193,10 @@ pub mod path {
     /// [`crate::network::NetworkChange`] for that node; 202 with `{"accepted": true}`; 409 where it is for another node,
     /// not newer than the last, or where no such trial runs.
     pub const NETWORK: &str = "/v1/network";
+    /// GET: what is revoked ([`crate::revocation::RevocationView`]). POST: a signed snapshot; 202 with `{"accepted": true}`.
+    pub const REVOCATIONS: &str = "/v1/revocations";
+    /// GET: the endorsement key of the answering node's TPM (`usb-joinpack/SPEC.md`, section 10); 404 where it has no TPM.
+    pub const ENDORSEMENT: &str = "/v1/endorsement";
     /// GET: the answering node's time ([`crate::network::TimeView`]).
     pub const TIME: &str = "/v1/time";
 }

@@ -107,6 +107,21 @@ A file with a static card, a VLAN on it, and a bridge of two other cards:
   dhcp_others: false
   ntp: [10.0.0.3]";
 
+const NODES_HELP: &str = "\
+Examples:
+  bmctl nodes
+  bmctl --node 10.0.0.11:7443 node ek -o json > till-1.ek
+                           then `joinpack create --node till-1,ek=till-1.ek …` makes a stick that only this machine can use";
+
+const REVOKE_HELP: &str = "\
+A revoked node is cut off by every member that hears of it, at once; its pods are placed anew. Nothing takes this back:
+the machine comes in again only with a new identity and a new voucher. Keys of roles are revoked with `joinpack revoke`.
+
+Examples:
+  bmctl revoke node/till-3
+  bmctl revoke voucher/01KDVKFD000000000000000009
+  bmctl revoke --file my-fabric/revocations.json";
+
 const TIME_HELP: &str = "\
 SOURCE is `ntp` (a server of the network settings or of DHCP), `rtc` (the machine's own clock, which is plausible) or
 `floor` (the newest time that a signature vouches for, counted on). FLOOR is the time that is certainly past.
@@ -165,9 +180,13 @@ pub enum Format {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Lists the members of the fabric
-    #[command(visible_alias = "node")]
-    Nodes,
+    /// Lists the members of the fabric, or shows what one of them is
+    #[command(visible_alias = "node", after_help = NODES_HELP)]
+    Nodes {
+        /// What to show instead of the list
+        #[command(subcommand)]
+        command: Option<NodesCommand>,
+    },
     /// Lists pods: where they run and how they are
     #[command(visible_alias = "pod", after_help = PODS_HELP)]
     Pods {
@@ -280,6 +299,25 @@ pub enum Command {
         #[command(subcommand)]
         command: NetworkCommand,
     },
+    /// Shows what is revoked, and how old the node's knowledge of it is
+    Revocations,
+    /// Ends what nodes and vouchers may do, for good
+    #[command(after_help = REVOKE_HELP)]
+    Revoke {
+        /// What to revoke: `node/NAME`, `node/PEER-ID` or `voucher/ID`
+        #[arg(
+            value_name = "KIND/NAME",
+            required_unless_present = "file",
+            conflicts_with = "file"
+        )]
+        targets: Vec<String>,
+        /// Send the snapshots that `joinpack revoke` wrote
+        #[arg(short, long = "file", value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Print what would be sent, signed as it would be, and send nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Shows the time of the node that is asked, and where it is from
     #[command(after_help = TIME_HELP)]
     Time,
@@ -290,6 +328,13 @@ pub enum Command {
         #[command(subcommand)]
         command: Option<ImagesCommand>,
     },
+}
+
+/// What can be shown of a node.
+#[derive(Debug, Subcommand)]
+pub enum NodesCommand {
+    /// Shows the endorsement key of the TPM of the node that is asked: `-o json` is what `joinpack create --node …,ek=FILE` reads
+    Ek,
 }
 
 /// What can be done with a node's network.
@@ -433,6 +478,9 @@ mod tests {
             "bmctl logs web-0 --since 5m",
             "bmctl logs --kernel --boot 1",
             "bmctl dmesg --since soon",
+            "bmctl revoke",
+            "bmctl revoke node/a --file b",
+            "bmctl node ek till",
         ] {
             assert!(Bmctl::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

@@ -591,10 +591,15 @@ impl Driver {
             error => {
                 let peer = peer.to_base58().parse().ok();
                 let reason = error.to_string();
+                let rival = match error {
+                    GateError::TakenByRival(_, rival) => Some(rival),
+                    _ => None,
+                };
                 self.pending.push_back(FabricEvent::Refused {
                     peer,
                     address: address.to_string(),
                     reason,
+                    rival,
                 });
             }
         }

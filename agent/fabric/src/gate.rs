@@ -4,7 +4,7 @@
 //! takes it; no other substream exists before it is through. A refused peer is told why, and the connection is dropped.
 
 use crate::{
-    Admission, CREDENTIAL_TIMEOUT,
+    Admission, CREDENTIAL_TIMEOUT, Denial,
     claims::{Claim, Claims},
     hello::{Hello, HelloError, Verdict},
 };
@@ -37,6 +37,8 @@ pub(crate) enum GateError {
     Refused(String),
     #[error("the other side does not admit this node: {0}")]
     RefusedByPeer(String),
+    #[error("the other side does not admit this node: {0}")]
+    TakenByRival(String, Vec<u8>),
     #[error("there is a connection to this peer already")]
     Duplicate,
     #[error("this is an address of this node")]
@@ -214,8 +216,11 @@ impl Gate {
     fn judge(&self, node: &NodeId, hello: &Hello) -> Result<(), Stop> {
         self.admission
             .admit(node, &hello.credential)
-            .map_err(|reason| Stop {
-                tell: Some(Verdict::Refused(reason.clone())),
+            .map_err(|Denial { reason, rival }| Stop {
+                tell: Some(match rival {
+                    Some(rival) => Verdict::Taken(reason.clone(), rival),
+                    None => Verdict::Refused(reason.clone()),
+                }),
                 error: GateError::Refused(reason),
             })
     }
@@ -226,6 +231,7 @@ fn heed(verdict: Verdict) -> Result<(), Stop> {
         Verdict::Admitted => Ok(()),
         Verdict::Refused(reason) => Err(Stop::silently(GateError::RefusedByPeer(reason))),
         Verdict::Duplicate => Err(Stop::silently(GateError::Duplicate)),
+        Verdict::Taken(reason, rival) => Err(Stop::silently(GateError::TakenByRival(reason, rival))),
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Dialer: `Hello`. Listener: `Verdict`, and its `Hello` if the verdict is `Admitted`. Dialer: `Verdict`.
 //! `Hello` is a length (u32, big endian) and that many bytes: version (u8), listen port (u16), credential.
-//! `Verdict` is a code (u8), a length (u8) and a reason of that many bytes (UTF-8).
+//! `Verdict` is a code (u8), a length (u8) and a reason of that many bytes (UTF-8); with code 3 a length (u16, big endian) and
+//! a credential of that many bytes follow.
 
 use crate::MAX_CREDENTIAL;
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -28,6 +29,8 @@ pub(crate) enum Verdict {
     Refused(String),
     /// There is a connection already, or one is being made.
     Duplicate,
+    /// Refused, with the credential of who redeemed the same voucher before.
+    Taken(String, Vec<u8>),
 }
 
 /// Why what was read is not what was expected.
@@ -84,9 +87,16 @@ impl Verdict {
             Verdict::Admitted => (0, ""),
             Verdict::Refused(reason) => (1, cut(reason)),
             Verdict::Duplicate => (2, ""),
+            Verdict::Taken(reason, _) => (3, cut(reason)),
         };
         let mut bytes = vec![code, reason.len() as u8];
         bytes.extend(reason.as_bytes());
+        if let Verdict::Taken(_, rival) = self {
+            // What a peer once showed is within the bound; anything else is not sent on.
+            let rival = rival.get(..MAX_CREDENTIAL).unwrap_or(rival);
+            bytes.extend((rival.len() as u16).to_be_bytes());
+            bytes.extend(rival);
+        }
         io.write_all(&bytes).await?;
         io.flush().await
     }
@@ -104,6 +114,20 @@ impl Verdict {
             0 => Ok(Verdict::Admitted),
             1 => Ok(Verdict::Refused(printable(&String::from_utf8_lossy(&reason)))),
             2 => Ok(Verdict::Duplicate),
+            3 => {
+                let mut length = [0; 2];
+                io.read_exact(&mut length).await?;
+                let length = usize::from(u16::from_be_bytes(length));
+                if length > MAX_CREDENTIAL {
+                    return Err(HelloError::TooLarge(length));
+                }
+                let mut rival = vec![0; length];
+                io.read_exact(&mut rival).await?;
+                Ok(Verdict::Taken(
+                    printable(&String::from_utf8_lossy(&reason)),
+                    rival,
+                ))
+            }
             _ => Err(HelloError::Malformed),
         }
     }
@@ -152,6 +176,14 @@ mod tests {
             if let Ok(Verdict::Refused(reason)) = block_on(Verdict::read(&mut Cursor::new(bytes))) {
                 prop_assert!(!reason.chars().any(char::is_control));
             }
+        }
+
+        #[test]
+        fn a_rival_arrives_whole(rival in proptest::collection::vec(any::<u8>(), 0..=MAX_CREDENTIAL)) {
+            let mut bytes = Vec::new();
+            let verdict = Verdict::Taken("taken".to_owned(), rival);
+            block_on(verdict.write(&mut bytes)).unwrap();
+            prop_assert_eq!(block_on(Verdict::read(&mut Cursor::new(bytes))).unwrap(), verdict);
         }
 
         #[test]

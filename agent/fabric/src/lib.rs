@@ -48,20 +48,36 @@ pub const SILENCE: Duration = Duration::from_secs(5);
 /// How long a peer may take to show its credential.
 pub const CREDENTIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Why a peer is not a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denial {
+    /// A sentence. It is also told to the peer, cut at 200 bytes.
+    pub reason: String,
+    /// The credential of the peer that redeemed the same voucher before, if that is why: told to the peer as proof.
+    pub rival: Option<Vec<u8>>,
+}
+
+impl From<String> for Denial {
+    fn from(reason: String) -> Self {
+        Self { reason, rival: None }
+    }
+}
+
 /// Decides who is a member.
 pub trait Admission: Send + Sync {
     /// `Ok` when `credential` makes `peer` a member. `peer` is proven by the handshake, `credential` is untrusted.
     ///
     /// # Errors
-    /// Why not, as a sentence. It is also told to the peer, cut at 200 bytes.
-    fn admit(&self, peer: &PeerId, credential: &[u8]) -> Result<(), String>;
+    /// Why not.
+    fn admit(&self, peer: &PeerId, credential: &[u8]) -> Result<(), Denial>;
 }
 
 impl Admission for beemesh_agent_identity::MembershipAdmission {
-    fn admit(&self, peer: &PeerId, credential: &[u8]) -> Result<(), String> {
-        self.judge(peer, credential)
-            .map(drop)
-            .map_err(|refusal| refusal.to_string())
+    fn admit(&self, peer: &PeerId, credential: &[u8]) -> Result<(), Denial> {
+        self.judge(peer, credential).map(drop).map_err(|refusal| Denial {
+            reason: refusal.to_string(),
+            rival: self.rival(&refusal),
+        })
     }
 }
 
@@ -125,6 +141,9 @@ pub enum FabricEvent {
         address: String,
         /// Why.
         reason: String,
+        /// The other side's proof that somebody else redeemed this node's voucher: a credential, unverified, at most
+        /// [`MAX_CREDENTIAL`] bytes.
+        rival: Option<Vec<u8>>,
     },
 }
 

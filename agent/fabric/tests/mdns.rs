@@ -1,17 +1,17 @@
 //! Members find each other by multicast DNS alone, in a network namespace of their own. Needs root, as CI has it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use beemesh_agent_fabric::{Admission, Fabric, FabricConfig, FabricEvent};
+use beemesh_agent_fabric::{Admission, Denial, Fabric, FabricConfig, FabricEvent};
 use beemesh_ids::PeerId;
 use std::{process::Command, sync::Arc, time::Duration};
 
 struct Everybody;
 
 impl Admission for Everybody {
-    fn admit(&self, _: &PeerId, credential: &[u8]) -> Result<(), String> {
+    fn admit(&self, _: &PeerId, credential: &[u8]) -> Result<(), Denial> {
         match credential {
             b"member" => Ok(()),
-            _ => Err("not a member".to_owned()),
+            _ => Err("not a member".to_owned().into()),
         }
     }
 }

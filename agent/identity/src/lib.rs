@@ -8,11 +8,13 @@
 
 mod certificate;
 mod node_key;
+mod revocation;
 mod roster;
 mod tls;
 
 pub use node_key::{KeyError, NewKey, NodeKey};
-pub use roster::{AdmissionRefusal, MEMBERS, MembershipAdmission, Quarantine, Roster};
+pub use revocation::{ADMISSION_AGE, Moment, RevocationDocument, Revoked, SharedRevocations};
+pub use roster::{AdmissionRefusal, Clock, MEMBERS, MembershipAdmission, Quarantine, Roster};
 pub use tls::{TlsError, client_config, member_of, operator_of, server_config};
 
 use beemesh_joinpack_format::RootChain;

@@ -4,7 +4,7 @@
 //! the first redemption that this node sees wins, whatever time a second one claims. The time in a redemption is written
 //! by whoever redeems, so the holder of a copied stick could date it back.
 
-use crate::{SharedRoots, read};
+use crate::{Moment, SharedRevocations, SharedRoots, read};
 use beemesh_ids::PeerId;
 use beemesh_joinpack_format::{Member, Membership, Refusal};
 use serde::{Deserialize, Serialize};
@@ -121,28 +121,61 @@ pub enum AdmissionRefusal {
     /// It would be a member, but.
     #[error("{0}")]
     Quarantine(#[from] Quarantine),
+    /// It was a member.
+    #[error("node `{peer}` or its voucher was revoked: ask your operator")]
+    Revoked {
+        /// Who.
+        peer: PeerId,
+    },
+    /// This node has heard of no revocations for too long to take in anybody by an old voucher.
+    #[error(
+        "this node has had no word of revocations for {days} days, and admits nobody by a voucher as old: \
+         insert a newer join stick into either"
+    )]
+    OldRevocations {
+        /// Full days.
+        days: u64,
+    },
 }
 
-/// The decision at the door: a credential that verifies against the root chain, of a voucher that nobody else redeemed.
-#[derive(Debug, Clone)]
+/// Tells an admission what moment it is.
+pub type Clock = Arc<dyn Fn() -> Moment + Send + Sync>;
+
+#[derive(Default)]
+struct Known {
+    roster: Roster,
+    /// Credentials of who redeemed which voucher: proof for whoever comes second.
+    credentials: BTreeMap<String, Vec<u8>>,
+}
+
+/// The decision at the door: a credential that verifies against the root chain, of a voucher that nobody else redeemed, of a
+/// node that is not revoked.
+#[derive(Clone)]
 pub struct MembershipAdmission {
     roots: SharedRoots,
-    roster: Arc<Mutex<Roster>>,
+    known: Arc<Mutex<Known>>,
+    revocations: Option<(SharedRevocations, Clock)>,
 }
 
 impl MembershipAdmission {
     /// Judges by `roots`, as they are at each moment. The roster holds this node itself, so a copy of its own voucher
     /// stays out from the start.
     pub fn new(roots: SharedRoots, own: Member) -> Self {
-        Self::with_roster(roots, Roster::from(vec![own]))
-    }
-
-    /// As [`MembershipAdmission::new`], with what was known before.
-    pub fn with_roster(roots: SharedRoots, roster: Roster) -> Self {
+        let known = Known {
+            roster: Roster::from(vec![own]),
+            credentials: BTreeMap::new(),
+        };
         Self {
             roots,
-            roster: Arc::new(Mutex::new(roster)),
+            known: Arc::new(Mutex::new(known)),
+            revocations: None,
         }
+    }
+
+    /// Judges by revocations too.
+    pub fn with_revocations(mut self, revocations: SharedRevocations, clock: Clock) -> Self {
+        self.revocations = Some((revocations, clock));
+        self
     }
 
     /// Verifies and takes a peer. `peer` must be proven by the handshake.
@@ -150,18 +183,74 @@ impl MembershipAdmission {
     /// # Errors
     /// [`AdmissionRefusal`], whose text is fit for the peer too.
     pub fn judge(&self, peer: &PeerId, credential: &[u8]) -> Result<Member, AdmissionRefusal> {
-        let member = Membership::parse(credential)?.verify(&read(&self.roots), peer)?;
-        self.lock().admit(member.clone())?;
+        self.take(peer, credential, false)
+    }
+
+    /// Takes a peer that was a member when this node last ran: neither an enrolment key that was revoked since nor old
+    /// revocations keep it out.
+    ///
+    /// # Errors
+    /// As [`MembershipAdmission::judge`].
+    pub fn recall(&self, peer: &PeerId, credential: &[u8]) -> Result<Member, AdmissionRefusal> {
+        self.take(peer, credential, true)
+    }
+
+    fn take(&self, peer: &PeerId, credential: &[u8], recalled: bool) -> Result<Member, AdmissionRefusal> {
+        let membership = Membership::parse(credential)?;
+        let mut known = self.lock();
+        let is_known = |member: &Member| {
+            let taken = known.roster.by_voucher(&member.voucher_id);
+            recalled || taken.is_some_and(|taken| taken.peer_id == member.peer_id)
+        };
+        let roots = read(&self.roots);
+        let member = match membership.verify(&roots, peer) {
+            Err(refusal @ (Refusal::UnknownKey { .. } | Refusal::ThresholdNotMet { .. })) => {
+                let member = membership.verify_known(&roots, peer)?;
+                if !is_known(&member) {
+                    return Err(refusal.into());
+                }
+                member
+            }
+            verified => verified?,
+        };
+        drop(roots);
+        if let Some((revocations, clock)) = &self.revocations {
+            let revocations = revocations.read().unwrap_or_else(PoisonError::into_inner);
+            if revocations.has(&member) {
+                return Err(AdmissionRefusal::Revoked { peer: peer.clone() });
+            }
+            let now = clock();
+            if !is_known(&member) && !revocations.admits(member.vouched, now) {
+                let days = revocations.age_s(now) / 86_400;
+                return Err(AdmissionRefusal::OldRevocations { days });
+            }
+        }
+        known.roster.admit(member.clone())?;
+        // As bounded as the roster.
+        let credentials = &mut known.credentials;
+        credentials
+            .entry(member.voucher_id.clone())
+            .or_insert_with(|| credential.to_owned());
         Ok(member)
+    }
+
+    /// The credential of who redeemed the voucher of `refused` first, if that is why it was refused: its proof.
+    pub fn rival(&self, refused: &AdmissionRefusal) -> Option<Vec<u8>> {
+        match refused {
+            AdmissionRefusal::Quarantine(Quarantine::VoucherTaken { voucher, .. }) => {
+                self.lock().credentials.get(voucher).cloned()
+            }
+            _ => None,
+        }
     }
 
     /// A copy of the roster, to be kept.
     pub fn roster(&self) -> Roster {
-        self.lock().clone()
+        self.lock().roster.clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Roster> {
-        self.roster.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -178,6 +267,7 @@ mod tests {
             name: format!("node-{voucher}").parse().unwrap(),
             peer_id: PeerId::from_ed25519(&[peer; 32]),
             voucher_id: format!("voucher-{voucher}"),
+            vouched: Timestamp(0),
             cell: "cell".to_owned(),
             assurance: Assurance::Low,
             redeemed: Timestamp(redeemed),

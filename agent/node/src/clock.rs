@@ -102,6 +102,11 @@ impl FloorKeeper {
         self.raise(unix.min(base.0.saturating_add(RECORD_MOST)));
     }
 
+    /// What is certainly past.
+    pub fn floor(&self) -> Timestamp {
+        Timestamp(self.0.lock().unwrap_or_else(PoisonError::into_inner).floor)
+    }
+
     fn raise(&self, unix: i64) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if unix <= kept.floor {

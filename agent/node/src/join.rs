@@ -10,7 +10,8 @@ use beemesh_ids::{Digest, NodeName, PeerId};
 use beemesh_init_api::NetworkConfig;
 use beemesh_joinpack_format::Envelope;
 use beemesh_joinpack_format::{
-    Assurance, Manifest, Member, Membership, Pack, Refusal, RootChain, Timestamp, Verified,
+    Assurance, Machine, Member, Membership, Pack, PackVoucher, Refusal, RootChain, SecretKey, Timestamp,
+    Verified, Voucher,
 };
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +35,9 @@ pub struct FabricDocument {
     pub found: bool,
     /// The time floor when this was written.
     pub floor: Timestamp,
+    /// Vouchers of the pack for any machine that this box did not take: what it goes on to where another one had the same.
+    #[serde(default)]
+    pub spare: Vec<PackVoucher>,
 }
 
 /// The document with its signatures checked again, as at every start.
@@ -51,7 +55,8 @@ impl Joined {
     /// Checks a stored document for the key `peer`.
     pub fn check(document: FabricDocument, peer: &PeerId) -> Result<Self, Refusal> {
         let roots = RootChain::bootstrap(&document.roots)?;
-        let member = document.membership.verify(&roots, peer)?;
+        // A box does not lose its place because the key that once signed for it is gone: its peers judge for themselves.
+        let member = document.membership.verify_known(&roots, peer)?;
         Ok(Self {
             document,
             roots,
@@ -77,33 +82,88 @@ pub struct Applicant<'a> {
     pub peer: &'a PeerId,
     /// Where its key lies.
     pub assurance: Assurance,
-    /// MAC addresses of its network cards.
-    pub macs: &'a [String],
+    /// What it is recognised by.
+    pub machine: &'a Machine,
     /// Its time floor.
     pub floor: Floor,
     /// Its system clock.
     pub system: Timestamp,
     /// What it is already.
     pub joined: Option<&'a Joined>,
-    /// Vouchers that are known to be redeemed by others: from the stick's receipts, or refused by members.
-    pub spent: &'a [String],
+    /// Nodes whose vouchers others have redeemed, by the receipts on the stick. A hint that saves a detour, no proof.
+    pub spent: &'a [NodeName],
 }
 
-/// Decides what a verified pack means for the box.
-pub fn plan(pack: &Pack<Verified>, applicant: &Applicant<'_>) -> Result<Plan, StickError> {
+/// The voucher that a box takes from a pack: that of its own place; without one the first that is for any machine.
+pub fn choose<'a>(
+    pack: &'a Pack<Verified>,
+    applicant: &Applicant<'_>,
+) -> Result<&'a PackVoucher, StickError> {
+    match pack.manifest().entry_for(applicant.machine) {
+        Some(entry) => {
+            let own = unrevoked(pack).find(|(_, voucher)| voucher.node == entry.name);
+            own.map(|(offer, _)| offer).ok_or(StickError::NoVoucher)
+        }
+        None => open_offers(pack, applicant.spent)
+            .next()
+            .ok_or(StickError::NoVoucher),
+    }
+}
+
+fn unrevoked(pack: &Pack<Verified>) -> impl Iterator<Item = (&PackVoucher, &Voucher)> {
+    let offers = pack.manifest().vouchers.iter().zip(pack.vouchers());
+    offers.filter(|(_, voucher)| !pack.revocations().has_voucher(&voucher.id))
+}
+
+/// The vouchers for any machine, those first that nobody is known to have taken: a receipt can be forged.
+fn open_offers<'a>(pack: &'a Pack<Verified>, spent: &[NodeName]) -> impl Iterator<Item = &'a PackVoucher> {
+    let tied = |name: &NodeName| {
+        let mut nodes = pack.manifest().nodes.iter();
+        nodes.any(|entry| entry.name == *name && entry.is_tied())
+    };
+    let open = unrevoked(pack).filter(move |(_, voucher)| !tied(&voucher.node));
+    let (fresh, taken): (Vec<_>, Vec<_>) = open.partition(|(_, voucher)| !spent.contains(&voucher.node));
+    fresh.into_iter().chain(taken).map(|(offer, _)| offer)
+}
+
+/// Decides what a verified pack means for the box. `redeemed` is the voucher that [`choose`] gave with its one-time key; a
+/// member needs none.
+pub fn plan(
+    pack: &Pack<Verified>,
+    applicant: &Applicant<'_>,
+    redeemed: Option<(&PackVoucher, &SecretKey)>,
+) -> Result<Plan, StickError> {
     let manifest = pack.manifest();
-    let entry = network::entry_for(manifest, applicant.macs);
+    let entry = manifest.entry_for(applicant.machine);
     let mut floor = applicant.floor;
     floor.raise(manifest.issued);
-    let membership = match applicant.joined {
-        Some(joined) => joined.document.membership.clone(),
-        None => redeem(pack, applicant, entry.map(|entry| &entry.name), floor)?,
+    let (membership, spare) = match (applicant.joined, redeemed) {
+        (Some(joined), _) => (joined.document.membership.clone(), joined.document.spare.clone()),
+        (None, Some((offer, key))) => {
+            let document = pack.vouchers().iter().zip(&manifest.vouchers);
+            let voucher = document
+                .clone()
+                .find(|(_, other)| *other == offer)
+                .map(|(voucher, _)| voucher);
+            let voucher = voucher.ok_or(StickError::NoVoucher)?;
+            let now = floor.now_within(applicant.system, voucher.issued, voucher.expires);
+            let membership =
+                Membership::redeem(&offer.envelope, key, applicant.peer, applicant.assurance, now)?;
+            // Only a box without a place of its own has others to go on to.
+            let others = open_offers(pack, applicant.spent).filter(|other| *other != offer);
+            let spare = match entry {
+                Some(_) => Vec::new(),
+                None => others.cloned().collect(),
+            };
+            (membership, spare)
+        }
+        (None, None) => return Err(StickError::NoVoucher),
     };
     // Proves the credential before it is kept: a pack with a bad voucher is refused here and not by the first member.
-    membership.verify(pack.roots(), applicant.peer)?;
+    membership.verify_known(pack.roots(), applicant.peer)?;
     let network = match (entry, applicant.joined) {
         (None, Some(joined)) => joined.document.network.clone(),
-        (entry, _) => network::config_for(entry),
+        (entry, _) => network::config_for(entry, applicant.machine.macs.first()),
     };
     let document = FabricDocument {
         roots: pack.roots().envelopes().to_vec(),
@@ -113,6 +173,7 @@ pub fn plan(pack: &Pack<Verified>, applicant: &Applicant<'_>) -> Result<Plan, St
         network,
         found: manifest.found,
         floor: floor.0,
+        spare,
     };
     let images = manifest
         .images
@@ -126,35 +187,204 @@ pub fn plan(pack: &Pack<Verified>, applicant: &Applicant<'_>) -> Result<Plan, St
     })
 }
 
-/// Redeems the voucher of the box's own slot; without an own slot the first that no other box has a claim to.
-fn redeem(
-    pack: &Pack<Verified>,
-    applicant: &Applicant<'_>,
-    name: Option<&NodeName>,
+/// The membership by the next voucher of the pack that the box joined with, after another machine was found to have redeemed
+/// the present one first; `None` where no voucher is left that can be redeemed.
+pub fn next_voucher(
+    joined: &Joined,
+    assurance: Assurance,
     floor: Floor,
-) -> Result<Membership, StickError> {
-    let offers = pack.manifest().vouchers.iter().zip(pack.vouchers());
-    let mut unspent = offers.filter(|(_, voucher)| !applicant.spent.contains(&voucher.id));
-    let chosen = match name {
-        Some(name) => unspent.find(|(_, voucher)| voucher.node == *name),
-        None => unspent.find(|(_, voucher)| !reserved(pack.manifest(), &voucher.node)),
-    };
-    let (offer, voucher) = chosen.ok_or(StickError::NoVoucher)?;
-    let now = floor.now_within(applicant.system, voucher.issued, voucher.expires);
-    let (key, assurance) = (&offer.one_time_key, applicant.assurance);
-    Ok(Membership::redeem(
-        &offer.envelope,
-        key,
-        applicant.peer,
-        assurance,
-        now,
-    )?)
+    system: Timestamp,
+) -> Option<FabricDocument> {
+    let mut document = joined.document.clone();
+    while !document.spare.is_empty() {
+        let offer = document.spare.remove(0);
+        let Ok(voucher) = Voucher::verify(&offer.envelope, &joined.roots) else {
+            continue;
+        };
+        // Later than the redemption that gave way, or those who know that one would keep it: the clock may have gone back.
+        let floor = Floor(floor.0.max(joined.member.redeemed.plus_seconds(1)));
+        let now = floor.now_within(system, voucher.issued, voucher.expires);
+        let Some(key) = &offer.one_time_key else { continue };
+        if let Ok(membership) =
+            Membership::redeem(&offer.envelope, key, &joined.member.peer_id, assurance, now)
+        {
+            document.membership = membership;
+            return Some(document);
+        }
+    }
+    None
 }
 
-/// A slot is reserved when the pack ties its name to a network card.
-fn reserved(manifest: &Manifest, name: &NodeName) -> bool {
-    manifest
-        .nodes
-        .iter()
-        .any(|entry| entry.name == *name && entry.mac.is_some())
+/// Whether this box gives way to `rival`, who redeemed the same voucher, as `told_by` proves. A third member that took the
+/// rival in settles it; of two that meet each other the one with the later redemption gives way, so that one of them does.
+pub fn gives_way(own: &Member, rival: &Member, told_by: &PeerId) -> bool {
+    rival.voucher_id == own.voucher_id
+        && rival.peer_id != own.peer_id
+        && (*told_by != rival.peer_id || (rival.redeemed, &rival.peer_id) < (own.redeemed, &own.peer_id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{NOW, pack, peer};
+    use beemesh_ids::FabricId;
+
+    /// What a box becomes by a pack, and how many vouchers it could go on to; or the word of the refusal.
+    fn join(pack: &Pack<Verified>, n: u8, mac: &str, spent: &[&str]) -> Result<Joined, &'static str> {
+        let machine = Machine {
+            macs: vec![mac.to_owned()],
+            ..Machine::default()
+        };
+        let (peer, spent) = (
+            peer(n),
+            spent
+                .iter()
+                .map(|name| name.parse().unwrap())
+                .collect::<Vec<NodeName>>(),
+        );
+        let applicant = Applicant {
+            peer: &peer,
+            assurance: Assurance::Low,
+            machine: &machine,
+            floor: Floor(NOW),
+            system: NOW,
+            joined: None,
+            spent: &spent,
+        };
+        let offer = choose(pack, &applicant).map_err(|error| error.code())?;
+        let plan = plan(
+            pack,
+            &applicant,
+            Some((offer, offer.one_time_key.as_ref().unwrap())),
+        );
+        Ok(Joined::check(plan.map_err(|error| error.code())?.document, &peer).unwrap())
+    }
+
+    const MAC: &str = "52:54:00:00:00:01";
+    const OTHER: &str = "52:54:00:00:00:99";
+
+    #[test]
+    fn box_takes_its_own_place_or_the_first_that_is_for_any_machine() {
+        let mixed = pack(4, 2, &[]);
+        let own = join(&mixed, 1, MAC, &[]).unwrap();
+        assert_eq!(
+            (own.member.name.as_str(), own.document.spare.len()),
+            ("node-1", 0)
+        );
+        let any = join(&mixed, 1, OTHER, &[]).unwrap();
+        assert_eq!(
+            (any.member.name.as_str(), any.document.spare.len()),
+            ("node-3", 1)
+        );
+        assert_eq!(join(&pack(2, 2, &[]), 1, OTHER, &[]).err(), Some("no-voucher"));
+    }
+
+    #[test]
+    fn places_that_others_took_by_this_stick_come_last_and_revoked_ones_never() {
+        let open = pack(3, 0, &[]);
+        let second = join(&open, 1, OTHER, &["node-1"]).unwrap();
+        assert_eq!(second.member.name.as_str(), "node-2");
+        assert_eq!(
+            second.document.spare.len(),
+            2,
+            "a forged receipt takes no place away"
+        );
+        let third = join(&pack(3, 0, &[1, 2]), 1, OTHER, &[]).unwrap();
+        assert_eq!(
+            (third.member.name.as_str(), third.document.spare.len()),
+            ("node-3", 0)
+        );
+        assert_eq!(join(&pack(1, 0, &[1]), 1, OTHER, &[]).err(), Some("no-voucher"));
+    }
+
+    #[test]
+    fn boxes_with_copies_of_one_stick_end_at_places_of_their_own_and_the_last_stays_out() {
+        let open = pack(3, 0, &[]);
+        let mut boxes: Vec<Joined> = (1..=4).map(|n| join(&open, n, OTHER, &[]).unwrap()).collect();
+        let mut out = Vec::new();
+        // Each pair that clashes: who gives way goes on. Bounded by the vouchers of the pack.
+        for _ in 0..20 {
+            let clash = (0..boxes.len())
+                .flat_map(|a| (0..boxes.len()).map(move |b| (a, b)))
+                .find(|(a, b)| {
+                    let (own, rival) = (&boxes[*a].member, &boxes[*b].member);
+                    !out.contains(a) && !out.contains(b) && gives_way(own, rival, &rival.peer_id)
+                });
+            let Some((loser, _)) = clash else { break };
+            let before = boxes[loser].member.redeemed;
+            match next_voucher(&boxes[loser], Assurance::Low, Floor(NOW), Timestamp(0)) {
+                Some(document) => {
+                    let peer = boxes[loser].member.peer_id.clone();
+                    boxes[loser] = Joined::check(document, &peer).unwrap();
+                    assert!(
+                        boxes[loser].member.redeemed > before,
+                        "even if the clock went back"
+                    );
+                }
+                None => out.push(loser),
+            }
+        }
+        let mut names: Vec<_> = (0..4)
+            .filter(|n| !out.contains(n))
+            .map(|n| boxes[n].member.name.to_string())
+            .collect();
+        names.sort();
+        assert_eq!(
+            (names, out.len()),
+            (
+                vec!["node-1".to_owned(), "node-2".to_owned(), "node-3".to_owned()],
+                1
+            )
+        );
+    }
+
+    #[test]
+    fn member_takes_news_and_keeps_its_place_and_what_it_could_go_on_to() {
+        let open = pack(3, 0, &[]);
+        let joined = join(&open, 1, OTHER, &[]).unwrap();
+        let machine = Machine::default();
+        let applicant = Applicant {
+            peer: &joined.member.peer_id,
+            assurance: Assurance::Low,
+            machine: &machine,
+            floor: Floor(NOW),
+            system: NOW,
+            joined: Some(&joined),
+            spent: &[],
+        };
+        let plan = plan(&pack(0, 0, &[1]), &applicant, None).unwrap();
+        assert!(plan.already_member);
+        assert_eq!(plan.document.membership, joined.document.membership);
+        assert_eq!(plan.document.spare, joined.document.spare);
+    }
+
+    fn member(voucher: &str, peer: u8, redeemed: i64) -> Member {
+        Member {
+            fabric: FabricId::from_root(Digest::of(b"root")),
+            name: "till".parse().unwrap(),
+            peer_id: PeerId::from_ed25519(&[peer; 32]),
+            voucher_id: voucher.to_owned(),
+            vouched: Timestamp(0),
+            cell: "cell".to_owned(),
+            assurance: Assurance::Low,
+            redeemed: Timestamp(redeemed),
+        }
+    }
+
+    #[test]
+    fn of_two_that_redeemed_one_voucher_exactly_one_gives_way_to_the_other() {
+        for (early, late) in [((1, 10), (2, 20)), ((1, 10), (2, 10)), ((2, 10), (1, 20))] {
+            let (a, b) = (member("v", early.0, early.1), member("v", late.0, late.1));
+            let one = gives_way(&a, &b, &b.peer_id);
+            assert_ne!(one, gives_way(&b, &a, &a.peer_id), "{early:?} {late:?}");
+        }
+    }
+
+    #[test]
+    fn third_member_settles_it_and_another_voucher_or_the_own_one_is_no_reason() {
+        let (own, third) = (member("v", 1, 10), PeerId::from_ed25519(&[9; 32]));
+        assert!(gives_way(&own, &member("v", 2, 20), &third));
+        assert!(!gives_way(&own, &member("w", 2, 5), &third));
+        assert!(!gives_way(&own, &own, &third));
+    }
 }

@@ -6,6 +6,8 @@
 
 mod capacity;
 mod clock;
+#[cfg(test)]
+mod fixture;
 mod identity;
 mod images;
 mod join;
@@ -21,6 +23,7 @@ mod stick;
 mod sticks;
 mod store;
 mod supervisor;
+mod trust;
 mod volume;
 
 pub use start::{Options, run};

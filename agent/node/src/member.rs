@@ -5,6 +5,8 @@
 //! command runs: an arbiter that forgets a grant could give it twice. What waits together is taken together: one commit
 //! for the records of up to [`BATCH`] events.
 
+mod revocation;
+
 use crate::clock;
 use crate::identity::{self, NodeKey};
 use crate::join::Joined;
@@ -17,6 +19,7 @@ use crate::start::Options;
 use crate::sticks::News;
 use crate::store::Store;
 use crate::supervisor::{self, Pulse, Supervisor};
+use crate::trust::Trust;
 use anyhow::{Context as _, Result};
 use beemesh_agent_api::record::CHANGE_PAYLOAD_TYPE;
 use beemesh_agent_api::view::Assurance;
@@ -29,7 +32,7 @@ use beemesh_agent_sched::{
 };
 use beemesh_ids::PeerId;
 use beemesh_init_api::path;
-use beemesh_joinpack_format::{Assurance as Proven, Envelope, Member, Role, limits};
+use beemesh_joinpack_format::{Assurance as Proven, Envelope, Member, Membership, Role, limits};
 use hyper::StatusCode;
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -42,9 +45,8 @@ const PODS: &str = "/run/beemesh/pods";
 const TICK: Duration = Duration::from_millis(100);
 /// How often free memory, images and addresses are looked at.
 const CAPACITY: Duration = Duration::from_secs(1);
-/// A box that may found its cell and knows of other members waits this long for one of them before it says so. One
-/// that knows of none says so at once.
-const FOUND_AFTER: Duration = Duration::from_millis(700);
+/// A box that may found its cell waits this long for a member before it does.
+const FOUND_AFTER: Duration = Duration::from_millis(500);
 /// Events that are taken before their records are made durable and their commands carried out.
 const BATCH: usize = 64;
 /// Results of spawned work that may wait.
@@ -64,6 +66,8 @@ pub struct Part {
     pub runtime: Arc<dyn Runtime>,
     /// What signed records say of the time.
     pub floors: clock::FloorKeeper,
+    /// What is revoked.
+    pub trust: Trust,
     /// For REST over streams and TLS.
     pub context: rest::Context,
     /// Where the fabric is published for REST.
@@ -88,13 +92,14 @@ impl Part {
             None => self.wait_for_membership().await?,
         };
         self.journal.set_node(joined.member.name.clone());
-        let roots = Arc::new(RwLock::new(joined.roots.clone()));
+        let judged_by = self.trust.without_revoked(&joined.roots);
+        let roots = Arc::new(RwLock::new(judged_by.clone()));
         let ledger = Ledger::open(&self.store.path(""), &self.options.run_path(PODS), &self.journal)?;
         let persisted = ledger.load(&self.journal)?;
         let (fabric, network) = self.start_fabric(&joined, &roots, &persisted)?;
         let site = Site {
             name: joined.member.name.clone(),
-            roots: joined.roots.clone(),
+            roots: judged_by,
             fabric: fabric.clone(),
         };
         self.site.send_replace(Some(site));
@@ -108,6 +113,8 @@ impl Part {
             seed: seed()?,
             tuning: Tuning::default(),
         };
+        let me = &joined.member;
+        let accepted = persisted.members.iter().any(|(peer, _)| *peer != me.peer_id);
         let cell = Cell::new(config, persisted, Millis(0));
         let driver = Driver {
             part: self,
@@ -122,6 +129,9 @@ impl Part {
             waited: BTreeMap::new(),
             joined_after: None,
             announced: false,
+            accepted,
+            admits: true,
+            quarantined: false,
         };
         driver.run(network, done).await
     }
@@ -144,10 +154,16 @@ impl Part {
         roots: &SharedRoots,
         persisted: &Persisted,
     ) -> Result<(Fabric, mpsc::Receiver<FabricEvent>)> {
-        let admission = MembershipAdmission::new(Arc::clone(roots), joined.member.clone());
-        // Who redeemed which voucher is remembered over restarts: a copied stick stays out.
-        for (peer, member) in &persisted.members {
-            if let Err(refusal) = admission.judge(peer, &member.credential) {
+        let admission = MembershipAdmission::new(Arc::clone(roots), joined.member.clone())
+            .with_revocations(self.trust.shared(), self.trust.clock());
+        let me = &joined.member.peer_id;
+        let own = (me, joined.document.membership.to_bytes());
+        // Who redeemed which voucher is remembered over restarts: a copied stick stays out. What is remembered of this
+        // node itself may be a voucher that it has given way with.
+        let others = persisted.members.iter().filter(|(peer, _)| peer != me);
+        let others = others.map(|(peer, member)| (peer, member.credential.clone()));
+        for (peer, credential) in std::iter::once(own).chain(others) {
+            if let Err(refusal) = admission.recall(peer, &credential) {
                 tracing::warn!(%peer, %refusal, "a remembered member is not one any more");
             }
         }
@@ -202,6 +218,12 @@ struct Driver {
     waited: BTreeMap<String, u64>,
     joined_after: Option<u64>,
     announced: bool,
+    /// A member has let this box in by its present voucher, now or in an earlier run.
+    accepted: bool,
+    /// Newcomers are admitted, as it was last said.
+    admits: bool,
+    /// It was said that no voucher is left for this box.
+    quarantined: bool,
 }
 
 impl Driver {
@@ -213,11 +235,12 @@ impl Driver {
         let mut pods = self.part.runtime.events();
         let pulse = self.part.pulse.clone();
         pulse.beat_during(self.recover()).await;
+        self.tell_revocations();
+        self.flush();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut capacity = tokio::time::interval(CAPACITY);
-        let alone = self.cell.nodes().len() <= 1;
-        let found = tokio::time::sleep(if alone { Duration::ZERO } else { FOUND_AFTER });
+        let found = tokio::time::sleep(FOUND_AFTER);
         tokio::pin!(found);
         let mut may_found = self.joined.document.found;
         loop {
@@ -226,7 +249,10 @@ impl Driver {
                     self.part.pulse.beat();
                     self.step(Event::Tick);
                 }
-                _ = capacity.tick() => self.look_at_capacity(),
+                _ = capacity.tick() => {
+                    self.look_at_capacity();
+                    self.look_at_admissions();
+                }
                 () = &mut found, if may_found => {
                     may_found = false;
                     self.announce_membership("founds its cell, as the join pack says");
@@ -273,6 +299,9 @@ impl Driver {
                     },
                     Command::VerifyMember { peer, credential } => {
                         waiting.extend(self.verify_member(&peer, credential));
+                    }
+                    Command::VerifyRevocations { envelope } => {
+                        waiting.extend(self.verify_revocations(&envelope));
                     }
                     command => self.due.push(command),
                 }
@@ -342,15 +371,34 @@ impl Driver {
                 voucher_id,
                 first,
             } => self.quarantine(&peer, &voucher_id, &first),
+            Command::Revoked { peer } => self.cut_off(&peer),
             // Taken by `step` and `flush`.
-            Command::VerifyChange { .. } | Command::VerifyMember { .. } | Command::Persist(_) => {}
+            Command::VerifyChange { .. }
+            | Command::VerifyMember { .. }
+            | Command::VerifyRevocations { .. }
+            | Command::Persist(_) => {}
         }
     }
 
     /// The member that a credential proves, for the core; nothing where it proves none.
     fn verify_member(&self, peer: &PeerId, credential: Vec<u8>) -> Option<Event> {
         let roots = self.roots.read().unwrap_or_else(PoisonError::into_inner);
-        match beemesh_joinpack_format::Membership::parse(&credential).and_then(|m| m.verify(&roots, peer)) {
+        let known = |member: &Member| {
+            let mut members = self.cell.members();
+            members.any(|(known, info)| known == peer && info.voucher_id == member.voucher_id)
+        };
+        let verified = Membership::parse(&credential).and_then(|membership| {
+            // A key that was revoked since admits nobody new.
+            membership.verify(&roots, peer).or_else(|refusal| {
+                let member = membership.verify_known(&roots, peer)?;
+                if known(&member) { Ok(member) } else { Err(refusal) }
+            })
+        });
+        match verified {
+            Ok(member) if self.part.trust.has(&member) => {
+                tracing::warn!(%peer, "a member's credential was refused: it is revoked");
+                None
+            }
             Ok(member) => Some(member_event(member, credential)),
             Err(refusal) => {
                 tracing::warn!(%peer, %refusal, "a member's credential was refused");
@@ -359,7 +407,10 @@ impl Driver {
         }
     }
 
-    fn quarantine(&self, peer: &PeerId, voucher_id: &str, first: &PeerId) {
+    fn quarantine(&mut self, peer: &PeerId, voucher_id: &str, first: &PeerId) {
+        if *peer == self.joined.member.peer_id {
+            return self.give_way(first);
+        }
         let message = format!(
             "{peer} used voucher {voucher_id}, which {first} had redeemed before: a stick was copied, {peer} stays out"
         );
@@ -487,6 +538,7 @@ impl Driver {
                 address,
             } => {
                 tracing::info!(%peer, address, "connected");
+                self.accepted = true;
                 if let Some(event) = self.verify_member(&peer, credential) {
                     self.step(event);
                     self.step(Event::Connected { peer });
@@ -507,7 +559,11 @@ impl Driver {
                 peer,
                 address,
                 reason,
+                rival,
             } => {
+                if let (Some(peer), Some(rival)) = (&peer, rival) {
+                    self.taken_by_rival(peer, &rival);
+                }
                 let who = peer.map_or_else(|| address.clone(), |peer| format!("{peer} at {address}"));
                 self.part
                     .journal
@@ -545,6 +601,10 @@ impl Driver {
         match question {
             Query::Nodes(reply) => drop(reply.send(self.cell.nodes())),
             Query::Pods(reply) => drop(reply.send(self.cell.pods())),
+            Query::Revocations(reply) => drop(reply.send(self.part.trust.view(&self.joined.roots))),
+            Query::Revoke { envelope, reply } => {
+                let _ = reply.send(self.take_revocations(&envelope));
+            }
             Query::Change { envelope, reply } => {
                 let _ = reply.send(self.take_change(envelope));
             }
@@ -602,19 +662,13 @@ impl Driver {
     }
 
     fn news(&mut self, news: News) {
-        *self.roots.write().unwrap_or_else(PoisonError::into_inner) = news.roots.clone();
         for address in &news.document.peers {
             if let Err(error) = self.fabric.dial(address) {
                 tracing::warn!(address, %error, "failed to dial");
             }
         }
-        let site = Site {
-            name: news.member.name.clone(),
-            roots: news.roots.clone(),
-            fabric: self.fabric.clone(),
-        };
-        self.part.site.send_replace(Some(site));
         self.joined = news;
+        self.tell_revocations();
     }
 
     /// Listing images may wait for an import, so it is done beside the loop.

@@ -1,7 +1,7 @@
-//! Chooses the network settings of this box from a pack, and reads which addresses it has.
+//! What this box can be recognised by, its network settings from a pack, and which addresses it has.
 
 use beemesh_init_api::{LinkConfig, NetworkConfig};
-use beemesh_joinpack_format::{Manifest, NodeEntry};
+use beemesh_joinpack_format::NodeEntry;
 use std::fs;
 use std::path::Path;
 
@@ -19,20 +19,16 @@ pub fn own_macs(sys_class_net: &Path) -> Vec<String> {
     macs
 }
 
-/// The pack's entry for this box, chosen by MAC.
-pub fn entry_for<'a>(manifest: &'a Manifest, macs: &[String]) -> Option<&'a NodeEntry> {
-    let own = |entry: &&NodeEntry| {
-        entry
-            .mac
-            .as_ref()
-            .is_some_and(|mac| macs.contains(&mac.to_lowercase()))
-    };
-    manifest.nodes.iter().find(own)
+/// The machine's serial number (SMBIOS, type 1), where the firmware gives one.
+pub fn own_serial(dmi: &Path) -> Option<String> {
+    let text = fs::read_to_string(dmi.join("product_serial")).ok()?;
+    Some(text.trim().to_owned()).filter(|serial| !serial.is_empty())
 }
 
-/// The settings of an entry; DHCP on every link where it gives none.
-pub fn config_for(entry: Option<&NodeEntry>) -> NetworkConfig {
-    let settings = entry.and_then(|entry| Some((entry.mac.as_ref()?, entry.network.as_ref()?)));
+/// The settings of an entry; DHCP on every link where it gives none. Those of an entry without a MAC address are for the
+/// card with the lowest one, `first`.
+pub fn config_for(entry: Option<&NodeEntry>, first: Option<&String>) -> NetworkConfig {
+    let settings = entry.and_then(|entry| Some((entry.mac.as_ref().or(first)?, entry.network.as_ref()?)));
     let Some((mac, network)) = settings else {
         return NetworkConfig::default();
     };

@@ -1,6 +1,7 @@
 //! Questions that others put to the driver, and where it publishes that the box is a member.
 
 use crate::rest::Refused;
+use beemesh_agent_api::revocation::RevocationView;
 use beemesh_agent_api::view::{NodeView, PodView};
 use beemesh_agent_fabric::Fabric;
 use beemesh_ids::NodeName;
@@ -21,6 +22,15 @@ pub enum Query {
     Nodes(oneshot::Sender<Vec<NodeView>>),
     /// The pods of the fabric.
     Pods(oneshot::Sender<Vec<PodView>>),
+    /// What is revoked.
+    Revocations(oneshot::Sender<RevocationView>),
+    /// Takes a signed revocation snapshot.
+    Revoke {
+        /// The DSSE envelope, JSON.
+        envelope: Vec<u8>,
+        /// Whether it was accepted.
+        reply: oneshot::Sender<Result<(), Refused>>,
+    },
     /// Takes a signed change.
     Change {
         /// The DSSE envelope, JSON.

@@ -9,6 +9,7 @@ use crate::query::QUERIES;
 use crate::sticks::{News, Sticks};
 use crate::store::Store;
 use crate::supervisor::{Pulse, Supervisor};
+use crate::trust::Trust;
 use crate::{identity, member, rest, volume};
 use anyhow::{Context as _, Result};
 use beemesh_agent_runtime::{ContainerRuntime, Runtime, RuntimeConfig};
@@ -99,6 +100,10 @@ pub async fn run(options: Options) -> Result<()> {
         joined.as_ref().map(|joined| joined.document.floor),
     );
     let floors = FloorKeeper::open(store.clone(), options.run_path(path::TIME_FLOOR), floor);
+    let member = joined
+        .as_ref()
+        .map(|joined| (&joined.roots, joined.document.floor));
+    let trust = Trust::open(store.clone(), journal.clone(), floors.clone(), member);
     if let Some(joined) = &joined {
         let handed = networks.start(&joined.document.network);
         handed.context("failed to hand over the network settings")?;
@@ -118,6 +123,7 @@ pub async fn run(options: Options) -> Result<()> {
         joined: joined.clone(),
         floor,
         floors: floors.clone(),
+        trust: trust.clone(),
         networks: networks.clone(),
         news,
         up: is_up,
@@ -131,6 +137,7 @@ pub async fn run(options: Options) -> Result<()> {
         key,
         runtime,
         floors,
+        trust,
         context,
         site,
         questions,

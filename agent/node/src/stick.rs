@@ -5,9 +5,12 @@
 //! a stick that is pulled out leaves nothing behind. Nothing is judged here, that is the format's work.
 
 use crate::store::write_atomic;
-use beemesh_ids::Digest;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use beemesh_firmware_tpm::{Credential, Tpm, TpmError};
+use beemesh_ids::{Digest, NodeName, PeerId};
 use beemesh_joinpack_format::{
-    BlobCheck, MANIFEST_LIMIT, Pack, Receipt, Refusal, SecretKey, Unverified, Verified, limits,
+    BlobCheck, MANIFEST_LIMIT, Outcome, Pack, PackVoucher, Proof, Receipt, Refusal, SecretKey, Unverified,
+    Verified, limits,
 };
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -15,6 +18,8 @@ use std::path::{Path, PathBuf};
 
 /// Copy buffer, in bytes.
 const CHUNK: usize = 1 << 20;
+/// Receipts that are looked at.
+const RECEIPTS: usize = 1024;
 
 /// Why a stick was not used.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +30,11 @@ pub enum StickError {
     /// All its vouchers belong to other boxes.
     #[error("this stick has no voucher left for this box: ask your operator for a stick with a place for it")]
     NoVoucher,
+    /// The place's key is encrypted to a TPM that does not give it out.
+    #[error(
+        "this stick is for one machine alone, and its TPM does not open it: use the machine that the stick was made for"
+    )]
+    Sealed(#[source] TpmError),
     /// There is no pack on it.
     #[error("the stick holds no `joinpack.json`: write a join pack to it with `joinpack write`")]
     NoPack,
@@ -163,11 +173,54 @@ impl StickError {
         match self {
             Self::Refused(refusal) => refusal.code(),
             Self::NoVoucher => "no-voucher",
+            Self::Sealed(_) => "sealed-for-another",
             Self::NoPack => "no-pack",
             Self::Read { .. } => "read-failed",
             Self::Keep { .. } => "state-volume-failed",
         }
     }
+}
+
+/// Names of the nodes that other machines have become by this stick, as the receipts on it say: at most [`RECEIPTS`].
+pub fn spent_places(stick: &Path, peer: &PeerId, serial: &str) -> Vec<NodeName> {
+    let Ok(entries) = fs::read_dir(stick.join("receipts")) else {
+        return Vec::new();
+    };
+    let read = |path: PathBuf| {
+        let mut bytes = Vec::new();
+        let file = File::open(path).ok()?;
+        file.take(limits::RECEIPT_LIMIT as u64 + 1)
+            .read_to_end(&mut bytes)
+            .ok()?;
+        let (receipt, proof) = Receipt::parse(&bytes).ok()?;
+        let other = matches!(&proof, Proof::SignedBy(signer) if signer != peer);
+        let applied =
+            other && receipt.outcome == Outcome::Applied && receipt.serial.as_deref() == Some(serial);
+        receipt.node.filter(|_| applied)
+    };
+    entries
+        .flatten()
+        .take(RECEIPTS)
+        .filter_map(|entry| read(entry.path()))
+        .collect()
+}
+
+/// Opens the one-time key of a voucher: with the TPM where it is sealed.
+pub fn open_key(offer: &PackVoucher, tpm: &dyn Tpm) -> Result<SecretKey, StickError> {
+    let sealed = match (&offer.one_time_key, &offer.sealed_key) {
+        (Some(key), _) => return Ok(key.clone()),
+        (None, Some(sealed)) => sealed,
+        (None, None) => return Err(StickError::NoVoucher),
+    };
+    // The format has checked that it is base64.
+    let decode = |text: &String| STANDARD.decode(text).unwrap_or_default();
+    let credential = Credential {
+        credential: decode(&sealed.credential),
+        secret: decode(&sealed.secret),
+    };
+    let seed = tpm.activate(&credential).map_err(StickError::Sealed)?;
+    let seed = <[u8; 32]>::try_from(seed.as_slice()).map_err(|_| StickError::NoVoucher)?;
+    Ok(SecretKey::from_bytes(seed))
 }
 
 /// Writes a receipt to the stick, which is made writable for that moment only.
@@ -185,4 +238,84 @@ fn remount(stick: &Path, read_only: bool) -> io::Result<()> {
         flags |= MsFlags::MS_RDONLY;
     }
     mount(None::<&str>, stick, None::<&str>, flags, None::<&str>).map_err(io::Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{NOW, peer, voucher};
+    use beemesh_firmware_tpm::SoftwareTpm;
+    use beemesh_joinpack_format::SealedKey;
+
+    const SERIAL: &str = "01KDVKFD00000000000000000A";
+
+    fn leave_receipt(stick: &Path, n: u8, node: &str, serial: &str, outcome: Outcome, signed: bool) {
+        let secret = SecretKey::from_bytes([n; 32]);
+        let receipt = Receipt {
+            node: Some(node.parse().unwrap()),
+            peer_id: Some(PeerId::from_ed25519(secret.public().as_bytes())),
+            fabric: None,
+            serial: Some(serial.to_owned()),
+            boot_id: String::new(),
+            at: NOW,
+            outcome,
+        };
+        let envelope = receipt.to_envelope(signed.then_some(&secret)).unwrap();
+        fs::write(
+            stick.join(format!("receipts/{n}-{node}.json")),
+            envelope.to_json(),
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn only_signed_receipts_of_others_that_applied_this_pack_tell_of_places_that_are_taken() {
+        let stick = tempfile::tempdir().unwrap();
+        assert!(spent_places(stick.path(), &peer(1), SERIAL).is_empty());
+        fs::create_dir(stick.path().join("receipts")).unwrap();
+        let refused = || Outcome::Refused {
+            code: "expired".to_owned(),
+            message: String::new(),
+        };
+        leave_receipt(stick.path(), 2, "taken", SERIAL, Outcome::Applied, true);
+        leave_receipt(stick.path(), 3, "unsigned", SERIAL, Outcome::Applied, false);
+        leave_receipt(stick.path(), 4, "refused", SERIAL, refused(), true);
+        leave_receipt(
+            stick.path(),
+            5,
+            "other-pack",
+            "01KDVKFD00000000000000000B",
+            Outcome::Applied,
+            true,
+        );
+        leave_receipt(stick.path(), 6, "own", SERIAL, Outcome::Applied, true);
+        fs::write(
+            stick.path().join("receipts/noise.json"),
+            vec![b'{'; limits::RECEIPT_LIMIT + 7],
+        )
+        .unwrap();
+        let own = PeerId::from_ed25519(SecretKey::from_bytes([6; 32]).public().as_bytes());
+        let taken: Vec<String> = spent_places(stick.path(), &own, SERIAL)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(taken, ["taken"]);
+    }
+
+    #[test]
+    fn key_in_the_clear_needs_no_tpm_and_a_sealed_one_does() {
+        let mut offer = voucher(1, "till");
+        assert_eq!(
+            open_key(&offer, &SoftwareTpm).unwrap(),
+            offer.one_time_key.clone().unwrap()
+        );
+        offer.one_time_key = None;
+        offer.sealed_key = Some(SealedKey {
+            ek: Digest::of(b"ek"),
+            credential: "AAAA".to_owned(),
+            secret: "AAAA".to_owned(),
+        });
+        let refused = open_key(&offer, &SoftwareTpm).unwrap_err();
+        assert_eq!(refused.code(), "sealed-for-another");
+    }
 }

@@ -5,16 +5,17 @@
 
 use crate::clock::{self, Floor, FloorKeeper};
 use crate::images::Images;
-use crate::join::{Applicant, DOCUMENT, Joined, plan};
+use crate::join::{Applicant, DOCUMENT, Joined, choose, plan};
 use crate::journal::Journal;
 use crate::networks::Networks;
 use crate::start::Options;
 use crate::stick::{self, StickError};
 use crate::store::Store;
+use crate::trust::Trust;
 use crate::{identity, network};
 use beemesh_ids::Digest;
 use beemesh_init_api::{StickStatus, path};
-use beemesh_joinpack_format::{Outcome, Receipt};
+use beemesh_joinpack_format::{Envelope, Machine, Outcome, Receipt, Timestamp};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +27,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// How long images that were copied from a stick wait for the box to join.
 const JOIN_FIRST: Duration = Duration::from_secs(5);
 
-/// What the member task learns: this is the membership from now on.
+/// What the member task learns: this is the membership from now on. What the pack revoked is in [`Trust`] by then.
 pub type News = Joined;
 
 /// The task's parts.
@@ -47,6 +48,8 @@ pub struct Sticks {
     pub floor: Floor,
     /// Hands the floor over.
     pub floors: FloorKeeper,
+    /// What is revoked.
+    pub trust: Trust,
     /// Hands network settings over.
     pub networks: Networks,
     /// Where news go.
@@ -61,6 +64,20 @@ struct Taken {
     images: Vec<(String, Digest)>,
     staging: PathBuf,
     first: bool,
+    revocations: Vec<Envelope>,
+    /// When the pack was made.
+    issued: Timestamp,
+}
+
+/// A TPM that has none to show is a machine that no endorsement key names.
+fn own_endorsement_key(tpm: &dyn beemesh_firmware_tpm::Tpm) -> Option<Digest> {
+    match tpm.endorsement() {
+        Ok(endorsement) => Some(endorsement.key.digest()),
+        Err(error) => {
+            tracing::warn!(error = crate::words(&error), "no endorsement key");
+            None
+        }
+    }
 }
 
 impl Sticks {
@@ -147,22 +164,43 @@ impl Sticks {
     /// Verifies the pack, stages its images, commits the membership. Before the commit nothing has changed.
     fn take(&self, mount: &std::path::Path) -> Result<Taken, StickError> {
         let joined = self.joined.as_ref();
-        let trusted = joined.map(|joined| &joined.roots);
+        let trusted = joined.map(|joined| self.trust.without_revoked(&joined.roots));
+        let trusted = trusted.as_ref();
         let last = joined.map(|joined| joined.document.serial.as_str());
         let pack = stick::read_pack(mount)?.verify(trusted, self.floor.0, last)?;
         pack.check_listing(stick::list_blobs(mount)?)?;
-        let macs = network::own_macs("/sys/class/net".as_ref());
         let peer = self.key.peer_id();
+        let tpm = beemesh_firmware_tpm::open();
+        let machine = Machine {
+            macs: network::own_macs("/sys/class/net".as_ref()),
+            serial: network::own_serial("/sys/class/dmi/id".as_ref()),
+            // Slow, and only for packs that ask.
+            ek: match pack.manifest().names_endorsement_keys() {
+                true => own_endorsement_key(tpm.as_ref()),
+                false => None,
+            },
+        };
+        pack.manifest()
+            .check_machine(&machine, joined.map(|joined| &joined.member.name))?;
+        let spent = stick::spent_places(mount, &peer, &pack.manifest().serial);
         let applicant = Applicant {
             peer: &peer,
             assurance: self.key.assurance(),
-            macs: &macs,
+            machine: &machine,
             floor: self.floor,
             system: clock::system_now(),
             joined,
-            spent: &[],
+            spent: &spent,
         };
-        let plan = plan(&pack, &applicant)?;
+        let redeemed = match joined {
+            Some(_) => None,
+            None => {
+                let offer = choose(&pack, &applicant)?;
+                Some((offer, stick::open_key(offer, tpm.as_ref())?))
+            }
+        };
+        let redeemed = redeemed.as_ref().map(|(offer, key)| (*offer, key));
+        let plan = plan(&pack, &applicant, redeemed)?;
         let wanted = plan.images.into_iter();
         let images: Vec<_> = wanted
             .filter(|(name, digest)| !self.images.has_archive(name, digest))
@@ -183,6 +221,8 @@ impl Sticks {
             images,
             staging,
             first: !plan.already_member,
+            revocations: pack.revocations().envelopes().cloned().collect(),
+            issued: pack.manifest().issued,
         })
     }
 
@@ -192,6 +232,8 @@ impl Sticks {
             images,
             staging,
             first,
+            revocations,
+            issued,
         } = taken;
         let document = &joined.document;
         self.floor.raise(document.floor);
@@ -213,6 +255,13 @@ impl Sticks {
             false => format!("the join stick is good: its news for fabric {fabric} were taken"),
         };
         self.journal.announce("PackApplied", "pack", &message);
+        for envelope in &revocations {
+            if let Err(refusal) = self.trust.take(envelope, &joined.roots) {
+                let message = format!("a revocation of the pack was not taken: {refusal}");
+                self.journal.announce("RevocationRefused", "pack", &message);
+            }
+        }
+        self.trust.vouched(issued);
         self.joined = Some(joined.clone());
         if self.news.send(joined).await.is_err() {
             return;

@@ -49,6 +49,8 @@ mod tests {
             status: None,
             descriptors: Vec::new(),
             descriptors_refused: 0,
+            kind: "oneshot".to_owned(),
+            last_end: None,
         };
         serde_json::to_string(&[unlock]).unwrap()
     }

@@ -75,6 +75,8 @@ pub struct Cell {
     asked: BTreeMap<(PeerId, &'static str), Millis>,
     boot_kept: u64,
     dropped: u64,
+    pub(crate) revocation_digest: u64,
+    pub(crate) snapshots: Vec<Vec<u8>>,
 }
 
 impl Cell {
@@ -133,6 +135,8 @@ impl Cell {
             asked: BTreeMap::new(),
             boot_kept: boot,
             dropped: 0,
+            revocation_digest: 0,
+            snapshots: Vec::new(),
             config,
         }
     }
@@ -162,6 +166,7 @@ impl Cell {
             Event::Pod { pod_id, state } => self.on_pod(&pod_id, state),
             Event::PodGone { pod_id } => self.on_pod_gone(&pod_id),
             Event::Recovered { pods } => self.on_recovered(pods),
+            Event::Revocations(news) => self.on_revocations(news),
         }
         self.tick_placements();
         self.settle();
@@ -305,6 +310,7 @@ impl Cell {
             version: self.status.version,
             roster: self.roster.digest(),
             changes: self.desired.digest(),
+            revocations: self.revocation_digest,
             recovered: self.recovered,
             body,
         };
@@ -463,6 +469,8 @@ impl Cell {
                     self.send_envelope(&from, &workload);
                 }
             }
+            Message::Revocations(envelope) => self.on_snapshot(envelope),
+            Message::RevocationsWanted => self.send_snapshots(&from),
             Message::Envelope { id, age_ms, envelope } => self.on_envelope(id, age_ms, envelope),
             Message::Probe(probe) => self.on_probe(&from, probe),
             Message::Offer { key, round, offer } => self.on_offer(from, key, round, offer),
@@ -524,6 +532,7 @@ impl Cell {
             self.carry_out(effects);
         }
         let (roster, changes) = (heartbeat.roster, heartbeat.changes);
+        self.on_revocation_digest(from, heartbeat.revocations);
         let was_heard = self
             .views
             .get(from)

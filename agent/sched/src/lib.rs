@@ -14,6 +14,7 @@ mod model;
 mod placement;
 mod reconcile;
 mod rendezvous;
+pub mod revocation;
 mod roster;
 mod sync;
 mod views;
@@ -25,7 +26,7 @@ pub use grants::MAX_GRANTS;
 pub use holdings::{FREE_ROSTER, MAX_PODS};
 pub use model::{
     Capacity, CellConfig, Command, Event, GrantRecord, Key, MemberInfo, Millis, Persisted, PodReport, Record,
-    RecoveredPod, Stamp, Tuning,
+    RecoveredPod, RevocationNews, Stamp, Tuning,
 };
 pub use placement::{MAX_PLACEMENTS, MAX_RESERVATIONS};
 pub use roster::MAX_MEMBERS;

@@ -254,11 +254,28 @@ pub enum Event {
         /// Which.
         pod_id: String,
     },
+    /// What is revoked, verified: at the start and whenever more is known. From an operator, a stick, or after
+    /// [`Command::VerifyRevocations`].
+    Revocations(RevocationNews),
     /// What still runs. Sent once after the start, empty where nothing does: before it, no pod is taken.
     Recovered {
         /// The pods.
         pods: Vec<RecoveredPod>,
     },
+}
+
+/// Everything that is revoked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RevocationNews {
+    /// The same wherever the same is revoked as of the same time; 0 where nothing is known.
+    pub digest: u64,
+    /// The signed snapshots that prove it, at most [`crate::revocation::MAX_SNAPSHOTS`], each at most
+    /// [`crate::revocation::MAX_SNAPSHOT`] bytes.
+    pub snapshots: Vec<Vec<u8>>,
+    /// Nodes.
+    pub nodes: BTreeSet<PeerId>,
+    /// Vouchers.
+    pub vouchers: BTreeSet<String>,
 }
 
 /// What the driver must do, in this order.
@@ -282,6 +299,16 @@ pub enum Command {
         peer: PeerId,
         /// Its credential.
         credential: Vec<u8>,
+    },
+    /// Verify a revocation snapshot that a member handed on; then [`Event::Revocations`] where it brings news.
+    VerifyRevocations {
+        /// The signed envelope.
+        envelope: Vec<u8>,
+    },
+    /// This member is revoked. Close its connections, take none.
+    Revoked {
+        /// The peer; may be this node itself.
+        peer: PeerId,
     },
     /// A voucher was redeemed twice: this peer came second. Close its connections, take none.
     Quarantine {

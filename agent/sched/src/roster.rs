@@ -6,7 +6,7 @@
 use crate::model::{MemberInfo, Millis};
 use crate::rendezvous::{digest64, peer_hash, top};
 use beemesh_ids::PeerId;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Most members, quarantined ones included.
 pub const MAX_MEMBERS: usize = 512;
@@ -16,12 +16,15 @@ pub(crate) struct Entry {
     hash: u64,
     pub(crate) since: Millis,
     quarantined: bool,
+    revoked: bool,
 }
 
 #[derive(Default)]
 pub(crate) struct Roster {
     entries: BTreeMap<PeerId, Entry>,
     digest: u64,
+    revoked_nodes: BTreeSet<PeerId>,
+    revoked_vouchers: BTreeSet<String>,
 }
 
 /// What adding a member did.
@@ -47,27 +50,56 @@ impl Roster {
         }
         let since = self.entries.get(&peer).map_or(now, |known| known.since);
         let mut quarantined = None;
+        let revoked = self.revoked_nodes.contains(&peer) || self.revoked_vouchers.contains(&info.voucher_id);
         let mut entry = Entry {
             hash: peer_hash(&peer),
             info,
             since,
-            quarantined: false,
+            quarantined: revoked,
+            revoked,
         };
         if !entry.info.voucher_id.is_empty() {
             let rival = self.entries.iter_mut().find(|(other, known)| {
-                **other != peer && !known.quarantined && known.info.voucher_id == entry.info.voucher_id
+                // Who was revoked keeps the voucher that it redeemed: nobody inherits it.
+                **other != peer
+                    && (!known.quarantined || known.revoked)
+                    && known.info.voucher_id == entry.info.voucher_id
             });
             if let Some((other, known)) = rival {
                 if (known.info.redeemed, other) <= (entry.info.redeemed, &peer) {
                     entry.quarantined = true;
-                    quarantined = Some((peer.clone(), other.clone()));
+                    quarantined = (!revoked).then(|| (peer.clone(), other.clone()));
                 } else {
+                    quarantined = (!known.quarantined).then(|| (other.clone(), peer.clone()));
                     known.quarantined = true;
-                    quarantined = Some((other.clone(), peer.clone()));
                 }
             }
         }
         self.entries.insert(peer, entry);
+        self.update_digest();
+        Added::New { quarantined }
+    }
+
+    /// Takes note of everything that is revoked. Returns the members that are out by it.
+    pub(crate) fn revoke(&mut self, nodes: BTreeSet<PeerId>, vouchers: BTreeSet<String>) -> Vec<PeerId> {
+        // Only ever more: what the driver forgets is not taken back.
+        self.revoked_nodes.extend(nodes);
+        self.revoked_vouchers.extend(vouchers);
+        let mut out = Vec::new();
+        for (peer, entry) in &mut self.entries {
+            let named =
+                self.revoked_nodes.contains(peer) || self.revoked_vouchers.contains(&entry.info.voucher_id);
+            if named && !entry.revoked {
+                entry.revoked = true;
+                entry.quarantined = true;
+                out.push(peer.clone());
+            }
+        }
+        self.update_digest();
+        out
+    }
+
+    fn update_digest(&mut self) {
         self.digest = digest64(
             &self
                 .entries
@@ -80,7 +112,6 @@ impl Roster {
                 })
                 .collect::<Vec<_>>(),
         );
-        Added::New { quarantined }
     }
 
     /// Digest of all members and of who is quarantined.
@@ -176,6 +207,36 @@ mod tests {
             );
             assert!(roster.contains(&peer(1)) && roster.is_quarantined(&peer(2)));
         }
+    }
+
+    #[test]
+    fn who_is_revoked_is_out_for_good_and_nobody_inherits_its_voucher() {
+        let revoke = |roster: &mut Roster, peers: &[u16]| {
+            roster.revoke(peers.iter().map(|n| peer(*n)).collect(), BTreeSet::new())
+        };
+        let (mut early, mut late) = (Roster::default(), Roster::default());
+        early.add(peer(1), info("v", 10), Millis(0));
+        assert_eq!(revoke(&mut early, &[1]), [peer(1)]);
+        assert_eq!(revoke(&mut early, &[1]), [], "once");
+        early.add(peer(2), info("v", 20), Millis(0));
+        revoke(&mut late, &[1]);
+        late.add(peer(1), info("v", 10), Millis(0));
+        late.add(peer(2), info("v", 20), Millis(0));
+        for roster in [&early, &late] {
+            assert!(!roster.contains(&peer(1)) && !roster.contains(&peer(2)));
+        }
+        assert_eq!(early.digest(), late.digest());
+        early.add(peer(1), info("fresh", 30), Millis(0));
+        assert!(
+            !early.contains(&peer(1)),
+            "a new voucher does not bring a revoked node back"
+        );
+        assert_eq!(
+            early.revoke(BTreeSet::new(), BTreeSet::from(["w".to_owned()])),
+            []
+        );
+        early.add(peer(3), info("w", 1), Millis(0));
+        assert!(!early.contains(&peer(3)));
     }
 
     #[test]

@@ -57,6 +57,10 @@ pub enum Message {
         #[serde(with = "bytes")]
         envelope: Vec<u8>,
     },
+    /// A signed revocation snapshot.
+    Revocations(#[serde(with = "bytes")] Vec<u8>),
+    /// Send the revocation snapshots.
+    RevocationsWanted,
     /// Would you take this pod? Reserves.
     Probe(Probe),
     /// Answer to a probe.
@@ -146,6 +150,9 @@ pub struct Heartbeat {
     pub roster: u64,
     /// Digest of the changes.
     pub changes: u64,
+    /// Digest of what is revoked; 0 where nothing is known.
+    #[serde(default)]
+    pub revocations: u64,
     /// The sender knows what it holds.
     pub recovered: bool,
     /// The body.

@@ -19,6 +19,61 @@ fn a_founder_alone_starts_its_pods_at_once() {
 }
 
 #[test]
+fn revoked_node_is_cut_off_everywhere_and_its_pods_start_elsewhere() {
+    for seed in 0..8 {
+        let mut world = World::settled(seed, 5);
+        world.change(0, deployment("web", 3));
+        world.run(2000);
+        let revoked = (0..5).find(|n| !world.nodes[*n].pods.is_empty()).unwrap();
+        let told = (revoked + 1) % 5;
+        world.revoke(told, revoked);
+        // A tenth of a second: flooded, not only told with the next heartbeat.
+        world.run(100);
+        let peer = world.nodes[revoked].peer.clone();
+        for n in 0..5 {
+            assert!(
+                world.nodes[n].revoked.contains(&peer),
+                "seed {seed}: node {n} has not heard it"
+            );
+            let members: Vec<_> = world.nodes[n]
+                .cell
+                .as_ref()
+                .unwrap()
+                .members()
+                .map(|(peer, _)| peer.clone())
+                .collect();
+            assert!(!members.contains(&peer), "seed {seed}: node {n}");
+        }
+        world.run(15_000);
+        let elsewhere = (0..5)
+            .filter(|n| *n != revoked)
+            .map(|n| world.nodes[n].pods.len())
+            .sum::<usize>();
+        assert_eq!(elsewhere, 3, "seed {seed}");
+        assert!(
+            world.nodes[revoked].pods.is_empty(),
+            "seed {seed}: it heard it, and stops what it ran"
+        );
+    }
+}
+
+#[test]
+fn node_that_was_away_hears_of_a_revocation_when_it_returns() {
+    let mut world = World::settled(3, 4);
+    world.partition(&[0, 0, 0, 1]);
+    world.run(2000);
+    world.revoke(0, 1);
+    world.run(1000);
+    let peer = world.nodes[1].peer.clone();
+    assert!(world.nodes[2].revoked.contains(&peer) && !world.nodes[3].revoked.contains(&peer));
+    world.heal();
+    world.run(3000);
+    assert!(world.nodes[3].revoked.contains(&peer));
+    let cell = world.nodes[3].cell.as_ref().unwrap();
+    assert!(cell.members().all(|(member, _)| *member != peer));
+}
+
+#[test]
 fn replicas_are_spread_over_the_nodes() {
     for seed in 0..20 {
         let mut world = World::settled(seed, 3);

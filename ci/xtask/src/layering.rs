@@ -19,6 +19,7 @@ const HEIGHT: &[(&str, u8)] = &[
     ("beemesh-agent-api", 2),
     ("beemesh-agent-sched", 3),
     ("beemesh-sys", 2),
+    ("beemesh-firmware-credential", 2),
     ("beemesh-firmware-tpm", 3),
     ("beemesh-init-logd", 3),
     ("beemesh-agent-identity", 4),
@@ -34,6 +35,7 @@ const HEIGHT: &[(&str, u8)] = &[
     ("beemesh-agent-ctl", 6),
     ("beemesh-image-build", 6),
     ("beemesh-ci-testkit", 7),
+    ("beemesh-ci-fuzz", 7),
     ("beemesh-ci-e2e", 8),
     ("beemesh-ci-xtask", 8),
 ];

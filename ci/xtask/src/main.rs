@@ -51,6 +51,12 @@ enum Command {
         #[arg(long)]
         strict: bool,
     },
+    /// Feed the parsers of strangers' bytes with mutated test vectors
+    Fuzz {
+        /// For how long, in seconds, for each target
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
     /// Measure
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -63,6 +69,7 @@ fn main() -> ExitCode {
         Command::Check => check::check(),
         Command::Test { only } => test::test(only.as_deref()),
         Command::Demo { nodes, keep, strict } => demo(nodes, keep, strict),
+        Command::Fuzz { seconds } => fuzz(seconds),
         Command::Bench(what) => bench::bench(what),
     };
     match done {
@@ -72,6 +79,24 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn fuzz(seconds: u64) -> Result<ExitCode> {
+    for target in ["joinpack", "manifest", "documents"] {
+        let seconds = seconds.to_string();
+        let line = [
+            "run",
+            "--release",
+            "--package",
+            "beemesh-ci-fuzz",
+            "--",
+            target,
+            "--seconds",
+            &seconds,
+        ];
+        run::step(&format!("fuzz {target}"), &mut run::cargo(&line))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn demo(nodes: u8, keep: bool, strict: bool) -> Result<ExitCode> {

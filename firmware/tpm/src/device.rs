@@ -4,9 +4,11 @@
 //! storage key is the TCG's ECC P-256 template in the owner hierarchy (TCG TPM v2.0 Provisioning Guidance, 7.5.1), made
 //! anew each time, so nothing persistent is left in the TPM. The secret is a keyed-hash object whose only authorisation
 //! is PolicyPCR over PCR 7, SHA-256. It crosses the bus encrypted (session salted with the storage key).
-//! Does not survive a cleared TPM, by intention. Does not use RSA, NV or persistent handles.
+//! Does not survive a cleared TPM, by intention. Does not use RSA or persistent handles; reads NV for a certificate alone.
 
-use crate::{Kind, Tpm, TpmError, Zeroizing, blob, blob::Blob, check_secret};
+use crate::{
+    Credential, Endorsement, Kind, Tpm, TpmError, Zeroizing, blob, blob::Blob, check_secret, endorsement,
+};
 use std::{path::Path, str::FromStr};
 use tss_esapi::{
     Context, Error,
@@ -47,7 +49,7 @@ impl DeviceTpm {
         Self { tcti: tcti.into() }
     }
 
-    fn connect(&self) -> Result<Context, TpmError> {
+    pub(crate) fn connect(&self) -> Result<Context, TpmError> {
         TctiNameConf::from_str(&self.tcti)
             .and_then(Context::new)
             .map_err(|source| TpmError::Unavailable {
@@ -129,6 +131,14 @@ impl Tpm for DeviceTpm {
             })?;
         Ok(Zeroizing::new(data.value().to_vec()))
     }
+
+    fn endorsement(&self) -> Result<Endorsement, TpmError> {
+        endorsement::read(&mut self.connect()?)
+    }
+
+    fn activate(&self, credential: &Credential) -> Result<Zeroizing<Vec<u8>>, TpmError> {
+        endorsement::activate(&mut self.connect()?, credential)
+    }
 }
 
 /// What does not come back is found now, not at the next boot. `policy` fits the object already; the answer crosses the
@@ -164,18 +174,18 @@ fn check_sealed(
     }
 }
 
-fn command(command: &'static str) -> impl FnOnce(Error) -> TpmError {
+pub(crate) fn command(command: &'static str) -> impl FnOnce(Error) -> TpmError {
     move |source| TpmError::Command { command, source }
 }
 
-fn kind_of(error: &Error) -> Option<Tss2ResponseCodeKind> {
+pub(crate) fn kind_of(error: &Error) -> Option<Tss2ResponseCodeKind> {
     match error {
         Error::Tss2Error(code) => code.kind(),
         Error::WrapperError(_) => None,
     }
 }
 
-fn create_storage_key(tpm: &mut Context) -> Result<KeyHandle, TpmError> {
+pub(crate) fn create_storage_key(tpm: &mut Context) -> Result<KeyHandle, TpmError> {
     let template = storage_template().map_err(command("CreatePrimary"))?;
     let made = tpm
         .execute_with_session(Some(AuthSession::Password), |tpm| {
@@ -228,7 +238,7 @@ fn sealed_template(policy: Digest) -> Result<Public, Error> {
 }
 
 /// With a `salt` key, parameters of commands in this session are encrypted with a key that only this TPM can know.
-fn start_session(
+pub(crate) fn start_session(
     tpm: &mut Context,
     salt: Option<KeyHandle>,
     of: SessionType,
@@ -262,7 +272,7 @@ fn start_session(
     Ok(session)
 }
 
-fn policy_session(session: AuthSession) -> Result<PolicySession, TpmError> {
+pub(crate) fn policy_session(session: AuthSession) -> Result<PolicySession, TpmError> {
     PolicySession::try_from(session).map_err(command("StartAuthSession"))
 }
 

@@ -1,4 +1,5 @@
-//! Seals small secrets so that only this machine, in this firmware state, gets them back.
+//! Seals small secrets so that only this machine, in this firmware state, gets them back; shows the TPM's endorsement key,
+//! and opens what others encrypted to it.
 //!
 //! [`DeviceTpm`] binds a secret to a TPM 2.0 and to PCR 7 (Secure Boot state); [`SoftwareTpm`] stands in where there
 //! is no TPM and protects nothing; [`FakeTpm`] is for tests. Nothing here decides what a secret is for, stores a blob,
@@ -8,6 +9,7 @@
 
 mod blob;
 mod device;
+mod endorsement;
 mod fake;
 mod software;
 
@@ -15,6 +17,8 @@ pub use device::DeviceTpm;
 pub use fake::FakeTpm;
 pub use software::SoftwareTpm;
 pub use zeroize::Zeroizing;
+
+pub use beemesh_firmware_credential::{Credential, EndorsementKey, KeyError};
 
 use std::{fmt, path::Path};
 
@@ -64,6 +68,33 @@ pub trait Tpm: Send + Sync {
     /// [`TpmError::Foreign`] for a blob of another machine, [`TpmError::StateChanged`] when Secure Boot differs from
     /// the time of sealing, [`TpmError::OtherKind`] when the blob was made with a TPM and there is none, or the reverse.
     fn unseal(&self, blob: &[u8]) -> Result<Zeroizing<Vec<u8>>, TpmError>;
+
+    /// The endorsement key, made anew from the TPM's seed: the same each time, until somebody changes the seed.
+    ///
+    /// # Errors
+    /// [`TpmError::NoEndorsement`] where no TPM is.
+    fn endorsement(&self) -> Result<Endorsement, TpmError> {
+        Err(TpmError::NoEndorsement)
+    }
+
+    /// The secret that [`beemesh_firmware_credential::make`] encrypted to this TPM.
+    ///
+    /// # Errors
+    /// [`TpmError::Foreign`] for a credential of another TPM, or one that was altered; [`TpmError::NoEndorsement`] where no
+    /// TPM is.
+    fn activate(&self, credential: &Credential) -> Result<Zeroizing<Vec<u8>>, TpmError> {
+        let _ = credential;
+        Err(TpmError::NoEndorsement)
+    }
+}
+
+/// A TPM's endorsement key and what its maker says about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endorsement {
+    /// Its public part.
+    pub key: EndorsementKey,
+    /// The maker's certificate (X.509, DER), where the TPM holds one for this kind of key.
+    pub certificate: Option<Vec<u8>>,
 }
 
 /// Why a secret was not sealed or unsealed.
@@ -90,7 +121,7 @@ pub enum TpmError {
         present: &'static str,
     },
     /// Sealed by the TPM of another machine, or this TPM was cleared since.
-    #[error("the blob was sealed by the tpm of another machine, or this tpm was cleared since")]
+    #[error("it was sealed or encrypted to the tpm of another machine, or this tpm was cleared since")]
     Foreign,
     /// PCR 7 differs from the time of sealing.
     #[error(
@@ -100,6 +131,14 @@ pub enum TpmError {
     /// The TPM gave back something else than it was given.
     #[error("the tpm does not give back what it sealed")]
     Forgetful,
+    /// Only a TPM has an endorsement key.
+    #[error(
+        "this machine has no tpm: it has no endorsement key, and opens nothing that was encrypted to one"
+    )]
+    NoEndorsement,
+    /// The TPM's endorsement key has another form than its template.
+    #[error("the tpm made an endorsement key of another form")]
+    Endorsement(#[source] KeyError),
     /// The TPM cannot be opened.
     #[error("failed to open the tpm at `{tcti}`")]
     Unavailable {

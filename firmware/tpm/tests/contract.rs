@@ -177,6 +177,7 @@ fn contract(mut machine: impl Machine, other: impl Machine) {
         SoftwareTpm.unseal(&blob),
         Err(TpmError::OtherKind { .. })
     ));
+    assert!(matches!(SoftwareTpm.endorsement(), Err(TpmError::NoEndorsement)));
     assert!(matches!(
         machine.tpm().unseal(b"{}"),
         Err(TpmError::Malformed { .. })
@@ -254,4 +255,71 @@ fn the_secret_is_not_in_the_blob_of_a_tpm() {
         assert!(!bytes.windows(8).any(|window| window == &secret[..8]), "{part}");
     }
     assert_eq!(machine.tpm.kind(), Kind::Device);
+}
+
+#[test]
+fn what_is_encrypted_to_an_endorsement_key_is_opened_by_that_tpm_and_by_no_other() {
+    let (mut machine, thief) = (SwtpmMachine::new(), SwtpmMachine::new());
+    let endorsement = machine.tpm.endorsement().unwrap();
+    for secret in [vec![7; 32], vec![1]] {
+        let credential = beemesh_firmware_credential::make(&endorsement.key, &secret).unwrap();
+        assert_eq!(*machine.tpm.activate(&credential).unwrap(), secret);
+        let stolen = thief.tpm.activate(&credential).unwrap_err();
+        assert!(matches!(stolen, TpmError::Foreign), "{stolen:?}");
+        let mut altered = credential.clone();
+        altered.credential[35] ^= 1;
+        let altered = machine.tpm.activate(&altered).unwrap_err();
+        assert!(matches!(altered, TpmError::Foreign), "{altered:?}");
+        let mut off_the_curve = credential;
+        off_the_curve.secret[67] ^= 1;
+        let refused = machine.tpm.activate(&off_the_curve).unwrap_err();
+        assert!(matches!(refused, TpmError::Foreign), "{refused:?}");
+    }
+    machine.reboot();
+    assert_eq!(
+        machine.tpm.endorsement().unwrap(),
+        endorsement,
+        "the same key after a reboot"
+    );
+    assert_ne!(
+        thief.tpm.endorsement().unwrap().key.digest(),
+        endorsement.key.digest()
+    );
+    // Fresh TPMs have no certificate; garbage is an answer and no panic.
+    assert_eq!(endorsement.certificate, None);
+    let garbage = beemesh_firmware_credential::Credential {
+        credential: vec![0xff; 7],
+        secret: vec![0; 3],
+    };
+    assert!(machine.tpm.activate(&garbage).is_err());
+}
+
+#[test]
+fn endorsement_key_is_the_one_that_tpm2_tools_make_and_nothing_stays_behind() {
+    let machine = SwtpmMachine::new();
+    let ours = machine.tpm.endorsement().unwrap().key;
+    let credential = beemesh_firmware_credential::make(&ours, &[9; 32]).unwrap();
+    for _ in 0..5 {
+        machine.tpm.activate(&credential).unwrap();
+    }
+    for handles in [
+        "handles-transient",
+        "handles-loaded-session",
+        "handles-saved-session",
+    ] {
+        assert_eq!(
+            tpm2_tool(&machine.tcti, &["tpm2_getcap", handles]).trim(),
+            "",
+            "{handles}"
+        );
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (context, public) = (path("ek.ctx"), path("ek.pub"));
+    tpm2_tool(
+        &machine.tcti,
+        &["tpm2_createek", "-G", "ecc", "-c", &context, "-u", &public],
+    );
+    // A TPM2B_PUBLIC: the size goes before the TPMT_PUBLIC.
+    assert_eq!(std::fs::read(&public).unwrap()[2..], *ours.public());
 }

@@ -9,9 +9,11 @@ use crate::failure::{Failure, invalid};
 use crate::media::PIECE;
 use crate::plan::Plan;
 use anyhow::{Context as _, anyhow};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use beemesh_firmware_credential::EndorsementKey;
 use beemesh_ids::{Digest, DigestHasher};
 use beemesh_joinpack_format::{
-    Admission, ImageEntry, Manifest, PackVoucher, Refusal, SecretKey, StatePolicy, Voucher,
+    Admission, ImageEntry, Manifest, PackVoucher, Refusal, SealedKey, SecretKey, StatePolicy, Voucher,
 };
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -47,21 +49,28 @@ pub fn draft(fabric: &Fabric, plan: Plan) -> Result<Draft, Failure> {
     let issued = chance::now();
     let expires = issued.plus_seconds(plan.expires);
     let mut vouchers = Vec::new();
-    for node in &plan.nodes {
+    for place in &plan.nodes {
         let one_time_key = chance::key()?;
+        let sealed_key = place.key.as_ref().map(|ek| seal(&one_time_key, ek)).transpose()?;
         let voucher = Voucher {
             fabric: fabric.roots.fabric_id().clone(),
             id: chance::ulid(None)?.to_string(),
-            node: node.name.clone(),
+            node: place.entry.name.clone(),
             cell: plan.cell.clone(),
             issued,
             expires,
             key: one_time_key.public(),
-            admission: Admission::Policy,
+            admission: match &sealed_key {
+                Some(_) => Admission::Targeted,
+                None => Admission::Policy,
+            },
+            ek: sealed_key.as_ref().map(|sealed| sealed.ek),
         };
         vouchers.push(PackVoucher {
             envelope: voucher.sign(&signers).map_err(as_input)?,
-            one_time_key,
+            // In the clear or sealed, never both.
+            one_time_key: sealed_key.is_none().then_some(one_time_key),
+            sealed_key,
         });
     }
     let manifest = Manifest {
@@ -74,8 +83,8 @@ pub fn draft(fabric: &Fabric, plan: Plan) -> Result<Draft, Failure> {
         cell: plan.cell,
         roster_size: plan
             .roster_size
-            .unwrap_or(u32::try_from(plan.nodes.len()).unwrap_or(u32::MAX)),
-        nodes: plan.nodes,
+            .unwrap_or(u32::try_from(plan.nodes.len().max(1)).unwrap_or(u32::MAX)),
+        nodes: plan.nodes.into_iter().map(|place| place.entry).collect(),
         peers: plan.peers,
         vouchers,
         images,
@@ -84,12 +93,25 @@ pub fn draft(fabric: &Fabric, plan: Plan) -> Result<Draft, Failure> {
         state: StatePolicy {
             blank_disk: plan.blank_disk,
         },
+        // Dated today, so that whoever applies the pack knows how fresh its knowledge is.
+        revocations: fabric.snapshots(issued)?,
     };
     let joinpack = manifest.sign(&signers).map_err(as_input)?.to_json();
     Ok(Draft {
         manifest,
         joinpack,
         archives,
+    })
+}
+
+/// The one-time key for the TPM with this endorsement key alone.
+fn seal(key: &SecretKey, ek: &EndorsementKey) -> Result<SealedKey, Failure> {
+    let sealed =
+        beemesh_firmware_credential::make(ek, &key.to_bytes()).context("failed to encrypt a one-time key")?;
+    Ok(SealedKey {
+        ek: ek.digest(),
+        credential: STANDARD.encode(sealed.credential),
+        secret: STANDARD.encode(sealed.secret),
     })
 }
 

@@ -5,6 +5,7 @@
 //!     operator.json    what `bmctl` needs, secret
 //!     keys/*.json      root, enrolment, release and recovery keys, secret: root keys belong in a safe
 //!     last-serial      serial of the newest pack
+//!     revocations.json what is revoked: an array of snapshots, public
 //!
 //! Invariant: secret files are born with mode 0600 and never overwritten; the folder appears whole or not at all.
 
@@ -13,8 +14,8 @@ use crate::failure::{Failure, invalid};
 use anyhow::{Context as _, anyhow};
 use beemesh_ids::FabricId;
 use beemesh_joinpack_format::{
-    Envelope, KeyId, OperatorContext, PublicKey, Refusal, Role, RoleSpec, Root, RootChain, SecretKey,
-    Timestamp, limits,
+    Envelope, KeyId, OperatorContext, PublicKey, Refusal, RevocationSet, Revocations, Role, RoleSpec, Root,
+    RootChain, SecretKey, Timestamp, limits,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
@@ -24,6 +25,8 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt 
 use std::path::{Path, PathBuf};
 use ulid::Ulid;
 
+/// Snapshots of what is revoked.
+const REVOCATIONS: &str = "revocations.json";
 /// Most root keys of a new fabric.
 const ROOT_KEYS: u32 = 16;
 
@@ -61,6 +64,8 @@ pub struct Fabric {
     pub roots: RootChain,
     /// Enrolment keys found in the folder, as many as the threshold demands.
     pub enrolment: Vec<SecretKey>,
+    /// What is revoked.
+    pub revoked: RevocationSet,
     dir: PathBuf,
 }
 
@@ -222,42 +227,105 @@ pub fn load_roots(path: &Path) -> Result<RootChain, Failure> {
     Ok(RootChain::bootstrap(&envelopes)?)
 }
 
+/// The keys in `dir` that a role demands, as many as must sign.
+fn find_keys(dir: &Path, roots: &RootChain, role: Role) -> Result<Vec<SecretKey>, Failure> {
+    let keys = roots.role(role);
+    let mut found: Vec<SecretKey> = Vec::new();
+    let entries =
+        fs::read_dir(dir.join("keys")).with_context(|| format!("failed to read `{}/keys`", dir.display()))?;
+    for entry in entries {
+        let path = entry
+            .with_context(|| format!("failed to read `{}/keys`", dir.display()))?
+            .path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        refuse_shared(&path)?;
+        let key: KeyFile = read_json(&path)?;
+        let known = keys.key(&key.secret.public().key_id()).is_some();
+        if known && found.len() < keys.threshold() && !found.contains(&key.secret) {
+            found.push(key.secret);
+        }
+    }
+    if found.len() < keys.threshold() {
+        invalid!(
+            "`{}/keys` holds {} of {} {role:?} keys that root document {} demands and nobody revoked: bring the missing key files",
+            dir.display(),
+            found.len(),
+            keys.threshold(),
+            roots.version()
+        );
+    }
+    Ok(found)
+}
+
 impl Fabric {
-    /// Reads the folder and finds the enrolment keys that the newest root demands.
+    /// Reads the folder and finds the enrolment keys that the newest root demands and nobody revoked.
     pub fn load(dir: &Path) -> Result<Self, Failure> {
         let roots = load_roots(&dir.join("root.json"))?;
-        let role = roots.role(Role::Enrolment);
-        let mut enrolment: Vec<SecretKey> = Vec::new();
-        let entries = fs::read_dir(dir.join("keys"))
-            .with_context(|| format!("failed to read `{}/keys`", dir.display()))?;
-        for entry in entries {
-            let path = entry
-                .with_context(|| format!("failed to read `{}/keys`", dir.display()))?
-                .path();
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
-            }
-            refuse_shared(&path)?;
-            let key: KeyFile = read_json(&path)?;
-            let known = role.key(&key.secret.public().key_id()).is_some();
-            if known && enrolment.len() < role.threshold() && !enrolment.contains(&key.secret) {
-                enrolment.push(key.secret);
-            }
+        let path = dir.join(REVOCATIONS);
+        let held: Vec<Envelope> = if path.exists() {
+            read_json(&path)?
+        } else {
+            Vec::new()
+        };
+        let mut revoked = RevocationSet::default();
+        for envelope in held.iter().take(limits::SNAPSHOTS) {
+            revoked.take(envelope, &roots)?;
         }
-        if enrolment.len() < role.threshold() {
-            invalid!(
-                "`{}/keys` holds {} of {} enrolment keys that root document {} demands: bring the missing key files",
-                dir.display(),
-                enrolment.len(),
-                role.threshold(),
-                roots.version()
-            );
-        }
+        let roots = roots.without(revoked.keys());
+        let enrolment = find_keys(dir, &roots, Role::Enrolment)?;
         Ok(Self {
             roots,
             enrolment,
+            revoked,
             dir: dir.to_owned(),
         })
+    }
+
+    /// The keys in the folder that a role demands.
+    pub fn keys_of(&self, role: Role) -> Result<Vec<SecretKey>, Failure> {
+        find_keys(&self.dir, &self.roots, role)
+    }
+
+    /// What is revoked, as of `at`: snapshots for a pack.
+    pub fn snapshots(&self, at: Timestamp) -> Result<Vec<Envelope>, Failure> {
+        let mut union = self.revoked.union(self.roots.fabric_id());
+        union.issued = at;
+        // Revoked keys stay in the snapshot that recovery signed.
+        union.keys.clear();
+        let mut all = self.revoked.clone();
+        let signers: Vec<&SecretKey> = self.enrolment.iter().collect();
+        all.take(&union.sign(&signers)?, &self.roots)?;
+        Ok(all.envelopes().cloned().collect())
+    }
+
+    /// Revokes what `more` names beside what is revoked already, and remembers it. Returns the snapshots.
+    pub fn revoke(&self, more: &Revocations) -> Result<Vec<Envelope>, Failure> {
+        let role = match more.keys.is_empty() {
+            true => Role::Enrolment,
+            false => Role::Recovery,
+        };
+        let keys = self.keys_of(role)?;
+        let mut union = self.revoked.union(self.roots.fabric_id());
+        union.add(more);
+        union.issued = more.issued;
+        if role == Role::Enrolment {
+            union.keys.clear();
+        }
+        let signers: Vec<&SecretKey> = keys.iter().collect();
+        let mut all = self.revoked.clone();
+        all.take(&union.sign(&signers).map_err(as_input)?, &self.roots)
+            .map_err(as_input)?;
+        let envelopes: Vec<Envelope> = all.envelopes().cloned().collect();
+        let mut text = serde_json::to_vec(&envelopes).context("failed to write JSON")?;
+        text.push(b'\n');
+        let path = self.dir.join(REVOCATIONS);
+        let staging = self.dir.join(format!("{REVOCATIONS}.new-{}", std::process::id()));
+        fs::write(&staging, &text)
+            .and_then(|()| fs::rename(&staging, &path))
+            .with_context(|| format!("failed to write `{}`", path.display()))?;
+        Ok(envelopes)
     }
 
     /// A serial greater than that of every pack made from this folder; remembered by [`Fabric::remember`].

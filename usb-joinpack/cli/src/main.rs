@@ -11,12 +11,13 @@ mod fabric;
 mod failure;
 mod media;
 mod plan;
+mod revoke;
 mod show;
 mod slice;
 mod write;
 
 use anyhow::Context as _;
-use beemesh_joinpack_format::{Pack, Proof, Receipt, RootChain, Timestamp, Verified, limits};
+use beemesh_joinpack_format::{Machine, Pack, Proof, Receipt, RootChain, Timestamp, Verified, limits};
 use clap::{Parser, Subcommand};
 use failure::{Failure, invalid};
 use media::Media;
@@ -80,6 +81,15 @@ enum Command {
         /// Serial of the pack that was applied last
         #[arg(long, value_name = "SERIAL")]
         applied: Option<String>,
+        /// Judge as the machine with this card would, which needs a place in the pack
+        #[arg(long, value_name = "MAC")]
+        mac: Vec<String>,
+        /// The machine's serial number
+        #[arg(long, value_name = "TEXT")]
+        serial: Option<String>,
+        /// The endorsement key of the machine's TPM
+        #[arg(long, value_name = "sha256:HEX")]
+        ek: Option<beemesh_ids::Digest>,
         /// Form of the output
         #[arg(short, long, value_enum, default_value = "table")]
         output: Form,
@@ -97,6 +107,20 @@ enum Command {
         /// Say what would be done and write nothing
         #[arg(long)]
         dry_run: bool,
+    },
+    /// Ends what nodes, vouchers or keys may do; later packs carry it, `bmctl revoke --file` brings it to a running fabric
+    Revoke {
+        /// Folder of the fabric
+        #[arg(long, value_name = "DIR")]
+        fabric: PathBuf,
+        #[command(flatten)]
+        what: revoke::RevokeArgs,
+        /// Show what would be revoked and write nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Form of the output
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Form,
     },
     /// Lists and checks the receipts that nodes left on a stick
     Receipts {
@@ -194,11 +218,22 @@ fn run(command: Command) -> Result<(), Failure> {
             roots,
             at,
             applied,
+            mac,
+            serial,
+            ek,
             output,
         } => {
+            let machine = Machine {
+                macs: mac,
+                serial,
+                ek,
+            };
             let trusted = roots.as_deref().map(fabric::load_roots).transpose()?;
             let floor = at.unwrap_or_else(chance::now);
             let (media, pack) = open(&pack, trusted.as_ref(), floor, applied.as_deref())?;
+            if machine != Machine::default() {
+                pack.manifest().check_machine(&machine, None)?;
+            }
             media.check_blobs(&pack, &mut |_| {})?;
             show::print(
                 output,
@@ -222,6 +257,12 @@ fn run(command: Command) -> Result<(), Failure> {
             yes,
             dry_run,
         } => copy(&pack, &to, yes, dry_run),
+        Command::Revoke {
+            fabric,
+            what,
+            dry_run,
+            output,
+        } => revoke::revoke(&fabric, what, dry_run, output),
         Command::Receipts { path, output } => receipts(&path, output),
     }
 }

@@ -1,12 +1,13 @@
 //! What a pack should contain, from flags and from one TOML file. Reads no key and makes no pack.
 //!
-//! Invariant: a [`Plan`] names at least one node; what the format bounds, the format checks when the pack is signed.
+//! Invariant: a [`Plan`] names at least one node unless it is for members only; what the format bounds, the format checks when the pack is signed.
 
 use crate::chance::parse_span;
 use crate::failure::{Failure, invalid};
 use anyhow::anyhow;
-use beemesh_ids::NodeName;
-use beemesh_joinpack_format::{NodeEntry, NodeNetwork, limits};
+use beemesh_firmware_credential::EndorsementKey;
+use beemesh_ids::{Digest, NodeName};
+use beemesh_joinpack_format::{EndorsementFile, NodeEntry, NodeNetwork, limits};
 use serde::Deserialize;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -14,11 +15,20 @@ use std::path::{Path, PathBuf};
 /// A longer plan file is not read.
 const PLAN_LIMIT: u64 = 1 << 20;
 
+/// A place in a pack.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Place {
+    /// As the manifest has it.
+    pub entry: NodeEntry,
+    /// The endorsement key of its machine, where it is known: the place's one-time key is encrypted to it.
+    pub key: Option<EndorsementKey>,
+}
+
 /// What to put into a pack.
 #[derive(Debug, Default, PartialEq)]
 pub struct Plan {
     /// The nodes.
-    pub nodes: Vec<NodeEntry>,
+    pub nodes: Vec<Place>,
     /// Members to find the fabric by.
     pub peers: Vec<String>,
     /// Images: name and OCI archive.
@@ -38,9 +48,11 @@ pub struct Plan {
 /// The flags of `create` that say what goes into the pack.
 #[derive(Debug, Default, clap::Args)]
 pub struct PlanArgs {
-    /// A node: NAME[,mac=aa:bb:cc:dd:ee:ff][,address=CIDR][,gateway=IP][,dns=IP][,dhcp]; address and dns may be repeated
+    /// A node: NAME[,mac=aa:bb:cc:dd:ee:ff][,serial=TEXT][,ek=FILE|sha256:HEX][,address=CIDR][,gateway=IP][,dns=IP][,dhcp];
+    /// address and dns may be repeated. With ek=FILE (of `bmctl node ek -o json`) only that machine's TPM can use the place;
+    /// a hash only chooses the machine
     #[arg(long = "node", value_name = "NODE", value_parser = parse_node)]
-    nodes: Vec<NodeEntry>,
+    nodes: Vec<Place>,
     /// That many nodes, named node-1 to node-N, for any machine, with DHCP
     #[arg(long = "nodes", value_name = "N", conflicts_with = "nodes")]
     count: Option<u32>,
@@ -53,6 +65,9 @@ pub struct PlanArgs {
     /// How long the pack can be used [default: 30d]
     #[arg(long, value_name = "SPAN", value_parser = parse_span)]
     expires: Option<i64>,
+    /// A pack for members: brings keys, revocations, peers and images, and places for nobody
+    #[arg(long, conflicts_with_all = ["nodes", "count", "found"])]
+    news: bool,
     /// The first node may found the cell alone
     #[arg(long)]
     found: bool,
@@ -95,6 +110,8 @@ struct PlanFile {
 struct FileNode {
     name: NodeName,
     mac: Option<String>,
+    serial: Option<String>,
+    ek: Option<String>,
     #[serde(default)]
     dhcp: bool,
     #[serde(default)]
@@ -112,36 +129,70 @@ struct FileImage {
 }
 
 /// `NAME[,key=value]…` -> a node.
-fn parse_node(text: &str) -> Result<NodeEntry, String> {
+fn parse_node(text: &str) -> Result<Place, String> {
     let mut parts = text.split(',');
     let name = parts
         .next()
         .unwrap_or_default()
         .parse()
         .map_err(|e: beemesh_ids::InvalidId| e.to_string())?;
-    let mut mac = None;
+    let (mut mac, mut serial, mut ek) = (None, None, None);
     let mut network = NodeNetwork::default();
     for part in parts {
         match part.split_once('=') {
             None if part == "dhcp" => network.dhcp = true,
             Some(("mac", value)) if mac.is_none() => mac = Some(value.to_ascii_lowercase()),
+            Some(("serial", value)) if serial.is_none() => serial = Some(value.to_owned()),
+            Some(("ek", value)) if ek.is_none() => ek = Some(read_ek(Path::new(""), value)?),
             Some(("address", value)) => network.addresses.push(value.to_owned()),
             Some(("dns", value)) => network.dns.push(value.to_owned()),
             Some(("gateway", value)) if network.gateway.is_none() => network.gateway = Some(value.to_owned()),
             _ => {
                 return Err(format!(
-                    "`{part}` is not one of mac=, address=, gateway=, dns= and dhcp, or given twice"
+                    "`{part}` is not one of mac=, serial=, ek=, address=, gateway=, dns= and dhcp, or given twice"
                 ));
             }
         }
     }
-    Ok(node(name, mac, network))
+    Ok(place(name, mac, serial, ek, network))
 }
 
 /// A node whose network says nothing gets DHCP, and no entry.
-fn node(name: NodeName, mac: Option<String>, network: NodeNetwork) -> NodeEntry {
+fn place(
+    name: NodeName,
+    mac: Option<String>,
+    serial: Option<String>,
+    ek: Option<(Digest, Option<EndorsementKey>)>,
+    network: NodeNetwork,
+) -> Place {
     let network = (network != NodeNetwork::default()).then_some(network);
-    NodeEntry { name, mac, network }
+    let (ek, key) = ek.map_or((None, None), |(ek, key)| (Some(ek), key));
+    Place {
+        entry: NodeEntry {
+            name,
+            mac,
+            serial,
+            ek,
+            network,
+        },
+        key,
+    }
+}
+
+/// `sha256:HEX`, or the file of an endorsement key below `base`.
+fn read_ek(base: &Path, text: &str) -> Result<(Digest, Option<EndorsementKey>), String> {
+    if text.starts_with("sha256:") {
+        let digest = text.parse().map_err(|e| format!("`{text}`: {e}"))?;
+        return Ok((digest, None));
+    }
+    let path = base.join(text);
+    let mut bytes = Vec::new();
+    std::fs::File::open(&path)
+        .and_then(|file| file.take(PLAN_LIMIT + 1).read_to_end(&mut bytes))
+        .map_err(|e| format!("failed to read `{}`: {e}", path.display()))?;
+    let (file, public) = EndorsementFile::parse(&bytes).map_err(|e| format!("`{}`: {e}", path.display()))?;
+    let key = EndorsementKey::parse(&public).map_err(|e| format!("`{}`: {e}", path.display()))?;
+    Ok((file.ek, Some(key)))
 }
 
 fn parse_image(text: &str) -> Result<(String, PathBuf), String> {
@@ -151,7 +202,7 @@ fn parse_image(text: &str) -> Result<(String, PathBuf), String> {
     }
 }
 
-fn numbered(count: u32) -> Result<Vec<NodeEntry>, Failure> {
+fn numbered(count: u32) -> Result<Vec<Place>, Failure> {
     if count == 0 || count as usize > limits::NODES {
         invalid!("{count} nodes: a pack can bring 1 to {}", limits::NODES);
     }
@@ -160,7 +211,7 @@ fn numbered(count: u32) -> Result<Vec<NodeEntry>, Failure> {
             let name = format!("node-{n}")
                 .parse()
                 .map_err(|e| Failure::Invalid(anyhow!("{e}")))?;
-            Ok(node(name, None, NodeNetwork::default()))
+            Ok(place(name, None, None, None, NodeNetwork::default()))
         })
         .collect()
 }
@@ -199,15 +250,23 @@ impl PlanArgs {
             let FileNode {
                 name,
                 mac,
+                serial,
+                ek,
                 dhcp,
                 addresses,
                 gateway,
                 dns,
             } = entry;
+            let ek = match ek.map(|text| read_ek(base, &text)).transpose() {
+                Ok(ek) => ek,
+                Err(message) => invalid!("node `{name}`: {message}"),
+            };
             let mac = mac.map(|mac| mac.to_ascii_lowercase());
-            nodes.push(node(
+            nodes.push(place(
                 name,
                 mac,
+                serial,
+                ek,
                 NodeNetwork {
                     dhcp,
                     addresses,
@@ -222,8 +281,8 @@ impl PlanArgs {
             Some(_) => invalid!("nodes are given by number and by name: choose one"),
             None => {}
         }
-        if nodes.is_empty() {
-            invalid!("the pack names no node: give --node NAME or --nodes N");
+        if nodes.is_empty() && !self.news {
+            invalid!("the pack names no node: give --node NAME or --nodes N, or --news for members only");
         }
         let in_file = match file.expires.as_deref().map(parse_span).transpose() {
             Ok(span) => span,
@@ -255,15 +314,17 @@ mod tests {
     #[test]
     fn node_reads_all_its_settings() {
         let node = parse_node(
-            "till-1,mac=52:54:00:AA:00:01,address=10.0.0.5/24,gateway=10.0.0.1,dns=10.0.0.1,dns=9.9.9.9",
+            "till-1,mac=52:54:00:AA:00:01,serial=SN 1,address=10.0.0.5/24,gateway=10.0.0.1,dns=10.0.0.1,dns=9.9.9.9",
         )
-        .unwrap();
+        .unwrap()
+        .entry;
+        assert_eq!(node.serial.as_deref(), Some("SN 1"));
         let network = node.network.unwrap();
         assert_eq!(node.mac.as_deref(), Some("52:54:00:aa:00:01"));
         assert_eq!(network.addresses, ["10.0.0.5/24"]);
         assert_eq!(network.dns, ["10.0.0.1", "9.9.9.9"]);
         assert!(!network.dhcp);
-        assert_eq!(parse_node("till-2").unwrap().network, None);
+        assert_eq!(parse_node("till-2").unwrap().entry.network, None);
     }
 
     #[test]
@@ -276,7 +337,7 @@ mod tests {
 
     #[test]
     fn numbered_nodes_are_bounded() {
-        assert_eq!(numbered(2).unwrap()[1].name.as_str(), "node-2");
+        assert_eq!(numbered(2).unwrap()[1].entry.name.as_str(), "node-2");
         assert!(numbered(0).is_err());
         assert!(numbered(513).is_err());
     }

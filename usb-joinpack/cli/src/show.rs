@@ -5,7 +5,9 @@ use crate::disk::in_words;
 use crate::failure::Failure;
 use anyhow::Context as _;
 use beemesh_ids::{Digest, FabricId, NodeName, PeerId};
-use beemesh_joinpack_format::{Manifest, NodeEntry, Outcome, Receipt, Role, RootChain, Timestamp};
+use beemesh_joinpack_format::{
+    Manifest, NodeEntry, Outcome, Receipt, RevocationSet, Revocations, Role, RootChain, Timestamp,
+};
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -49,6 +51,10 @@ pub struct PackView {
     pub nodes: Vec<NodeEntry>,
     /// Number of vouchers.
     pub vouchers: usize,
+    /// Those of them whose key is encrypted to a TPM.
+    pub targeted: usize,
+    /// What the pack says is revoked; `None` where it says nothing.
+    pub revocations: Option<Revocations>,
     /// Peers.
     pub peers: Vec<String>,
     /// Images.
@@ -92,6 +98,13 @@ impl PackView {
             roster_size: manifest.roster_size,
             nodes: manifest.nodes.clone(),
             vouchers: manifest.vouchers.len(),
+            targeted: manifest
+                .vouchers
+                .iter()
+                .filter(|voucher| voucher.sealed_key.is_some())
+                .count(),
+            revocations: (!manifest.revocations.is_empty())
+                .then(|| RevocationSet::restore(&manifest.revocations, roots).union(&manifest.fabric)),
             peers: manifest.peers.clone(),
             images: images
                 .map(|i| ImageView {
@@ -167,7 +180,23 @@ impl PackView {
         );
         line(
             "vouchers",
-            format!("{}, for whoever holds the stick", self.vouchers),
+            match self.targeted {
+                0 => format!("{}, for whoever holds the stick", self.vouchers),
+                n => format!("{}, {n} of them for one machine's TPM only", self.vouchers),
+            },
+        );
+        line(
+            "revoked",
+            match &self.revocations {
+                None => "the pack says nothing".into(),
+                Some(all) => format!(
+                    "{} node(s), {} voucher(s), {} key(s), as of {}",
+                    all.nodes.len(),
+                    all.vouchers.len(),
+                    all.keys.len(),
+                    all.issued
+                ),
+            },
         );
         line("blobs", format!("{}, {}", self.blobs, in_words(self.blob_bytes)));
         let nodes = self.nodes.iter().map(|node| {
@@ -176,7 +205,15 @@ impl PackView {
             if network.is_none_or(|n| n.dhcp) {
                 addresses.insert(0, "DHCP".into());
             }
-            let machine = node.mac.clone().unwrap_or_else(|| "any machine".into());
+            let ek = node
+                .ek
+                .map(|ek| format!("TPM {}", ek.hex().get(..16).unwrap_or_default()));
+            let serial = node.serial.as_ref().map(|serial| format!("serial {serial}"));
+            let known: Vec<String> = node.mac.iter().cloned().chain(serial).chain(ek).collect();
+            let machine = match known.is_empty() {
+                true => "any machine".into(),
+                false => known.join(", "),
+            };
             let gateway = network.and_then(|n| n.gateway.clone()).unwrap_or_default();
             vec![
                 node.name.to_string(),

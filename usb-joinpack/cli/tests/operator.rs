@@ -270,6 +270,15 @@ fn every_bad_vector_is_refused_with_its_word() {
         if let Some(serial) = vector["last_serial"].as_str() {
             args.extend(["--applied", serial]);
         }
+        let machine = &vector["machine"];
+        for mac in machine["macs"].as_array().into_iter().flatten() {
+            args.extend(["--mac", mac.as_str().unwrap()]);
+        }
+        for flag in ["serial", "ek"] {
+            if let Some(value) = machine[flag].as_str() {
+                args.extend([if flag == "ek" { "--ek" } else { "--serial" }, value]);
+            }
+        }
         if vector["pad_to"].is_number() {
             continue;
         }

@@ -6,14 +6,17 @@
 
 mod blob;
 pub mod dsse;
+mod endorsement;
 mod key;
 pub mod limits;
+mod machine;
 mod manifest;
 mod membership;
 mod operator;
 mod pack;
 mod receipt;
 mod refusal;
+mod revocation;
 mod root;
 mod time;
 mod validate;
@@ -21,16 +24,19 @@ mod voucher;
 
 pub use blob::{BlobCheck, blob_path};
 pub use dsse::Envelope;
+pub use endorsement::EndorsementFile;
 pub use key::{KeyId, PublicKey, SecretKey};
 pub use limits::MANIFEST_LIMIT;
+pub use machine::Machine;
 pub use manifest::{
-    ImageEntry, MANIFEST_PAYLOAD_TYPE, Manifest, NodeEntry, NodeNetwork, PackVoucher, StatePolicy,
+    ImageEntry, MANIFEST_PAYLOAD_TYPE, Manifest, NodeEntry, NodeNetwork, PackVoucher, SealedKey, StatePolicy,
 };
 pub use membership::{Assurance, Member, Membership, REDEMPTION_PAYLOAD_TYPE, Redemption};
 pub use operator::OperatorContext;
 pub use pack::{Pack, Unverified, Verified};
 pub use receipt::{Outcome, Proof, RECEIPT_PAYLOAD_TYPE, Receipt};
 pub use refusal::Refusal;
+pub use revocation::{REVOCATION_PAYLOAD_TYPE, RevocationSet, Revocations};
 pub use root::{ROOT_PAYLOAD_TYPE, Role, RoleKeys, RoleSpec, Root, RootChain};
 pub use time::Timestamp;
 pub use voucher::{Admission, VOUCHER_PAYLOAD_TYPE, Voucher};

@@ -44,3 +44,15 @@ pub const DNS_SERVERS: usize = 8;
 pub const LISTING: usize = 16 * 1024;
 /// Length of one path in a listing in bytes.
 pub const PATH: usize = 1024;
+/// Length of a machine's serial number in bytes.
+pub const SERIAL: usize = 64;
+/// Length of one part of a sealed one-time key, in characters of base64.
+pub const SEALED: usize = 512;
+/// Nodes, and vouchers, in a revocation snapshot: eight of the largest cells.
+pub const REVOKED: usize = 4096;
+/// Length of a revocation snapshot's payload in bytes: so many nodes and vouchers fit.
+pub const REVOCATION_PAYLOAD: usize = 512 * 1024;
+/// Length of a revocation snapshot's envelope in bytes: it fits into one message between nodes.
+pub const REVOCATION_LIMIT: usize = 768 * 1024;
+/// Revocation snapshots in a manifest, and held by a node: each has something that the others lack.
+pub const SNAPSHOTS: usize = 8;

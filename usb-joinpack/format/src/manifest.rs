@@ -5,10 +5,11 @@
 
 use crate::refusal::clean;
 use crate::validate::{
-    check_cidr, check_escape, check_image_name, check_ip, check_label, check_mac, check_peer, check_ulid,
-    payload,
+    check_cidr, check_escape, check_image_name, check_ip, check_label, check_mac, check_peer, check_serial,
+    check_ulid, payload,
 };
 use crate::{Envelope, Refusal, SecretKey, Timestamp, limits};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use beemesh_ids::{Digest, FabricId, NodeName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,17 +52,27 @@ pub struct Manifest {
     pub found: bool,
     /// What may be done with the machine's disks.
     pub state: StatePolicy,
+    /// Revocation snapshots, at most [`limits::SNAPSHOTS`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub revocations: Vec<Envelope>,
 }
 
-/// A node of the roster.
+/// A node of the roster. What it names of `mac`, `serial` and `ek` must all be the machine's; an entry that names none of
+/// them is for any machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeEntry {
     /// Name, as in its voucher.
     pub name: NodeName,
-    /// MAC address of the machine's card, lower case `aa:bb:cc:dd:ee:ff`; without one any machine may take the entry.
+    /// MAC address of the machine's card, lower case `aa:bb:cc:dd:ee:ff`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
+    /// The machine's serial number (SMBIOS 3.7, type 1).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// The endorsement key of the machine's TPM: the SHA-256 of its `TPMT_PUBLIC`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ek: Option<Digest>,
     /// Network settings; without them DHCP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NodeNetwork>,
@@ -85,14 +96,30 @@ pub struct NodeNetwork {
     pub dns: Vec<String>,
 }
 
-/// A voucher with its secret: whoever has the stick may redeem it.
+/// A voucher with its secret, in the clear or sealed: exactly one of the two.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PackVoucher {
     /// The voucher as it was signed.
     pub envelope: Envelope,
-    /// The one-time key.
-    pub one_time_key: SecretKey,
+    /// The one-time key: whoever has the stick may redeem the voucher.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub one_time_key: Option<SecretKey>,
+    /// The one-time key, encrypted to a TPM: only that machine may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed_key: Option<SealedKey>,
+}
+
+/// A one-time key's seed as the credential of `TPM2_MakeCredential` (TPM 2.0 Library, part 1, "Credential Protection").
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SealedKey {
+    /// The endorsement key it is encrypted to: the SHA-256 of its `TPMT_PUBLIC`.
+    pub ek: Digest,
+    /// Base64 of the content of a `TPM2B_ID_OBJECT`.
+    pub credential: String,
+    /// Base64 of the content of a `TPM2B_ENCRYPTED_SECRET`.
+    pub secret: String,
 }
 
 /// An image: an OCI archive (a tar of an OCI image layout) that is one blob.
@@ -134,6 +161,8 @@ struct Wire {
     blobs: Vec<(String, u64)>,
     found: bool,
     state: StatePolicy,
+    #[serde(default)]
+    revocations: Vec<Envelope>,
 }
 
 #[derive(Deserialize)]
@@ -234,6 +263,7 @@ impl Manifest {
             blobs,
             found: wire.found,
             state: wire.state,
+            revocations: wire.revocations,
         };
         manifest.check()?;
         Ok(manifest)
@@ -254,6 +284,7 @@ impl Manifest {
         bound("vouchers", self.vouchers.len(), limits::VOUCHERS)?;
         bound("images", self.images.len(), limits::IMAGES)?;
         bound("blobs", self.blobs.len(), limits::BLOBS)?;
+        bound("revocation snapshots", self.revocations.len(), limits::SNAPSHOTS)?;
         check_ulid("serial", &self.serial)?;
         check_label("cell name", &self.cell)?;
         if self.expires <= self.issued {
@@ -269,7 +300,29 @@ impl Manifest {
         self.check_nodes()?;
         distinct("peer", self.peers.iter())?;
         self.peers.iter().try_for_each(|peer| check_peer(peer))?;
+        self.check_keys()?;
         self.check_images()
+    }
+
+    fn check_keys(&self) -> Result<(), Refusal> {
+        for voucher in &self.vouchers {
+            if voucher.one_time_key.is_some() == voucher.sealed_key.is_some() {
+                return Err(Refusal::malformed(
+                    "voucher",
+                    "it has not exactly one of a one-time key and a sealed one",
+                ));
+            }
+            let sealed = voucher.sealed_key.iter();
+            for part in sealed.flat_map(|sealed| [&sealed.credential, &sealed.secret]) {
+                if part.is_empty() || part.len() > limits::SEALED || STANDARD.decode(part).is_err() {
+                    return Err(Refusal::malformed(
+                        "sealed key",
+                        format_args!("a part is not base64 of 1 to {} characters", limits::SEALED),
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn check_nodes(&self) -> Result<(), Refusal> {
@@ -278,8 +331,14 @@ impl Manifest {
             "MAC address",
             self.nodes.iter().filter_map(|node| node.mac.as_ref()),
         )?;
+        distinct(
+            "serial number",
+            self.nodes.iter().filter_map(|node| node.serial.as_ref()),
+        )?;
+        distinct("endorsement key", self.nodes.iter().filter_map(|node| node.ek))?;
         for node in &self.nodes {
             node.mac.iter().try_for_each(|mac| check_mac(mac))?;
+            node.serial.iter().try_for_each(|serial| check_serial(serial))?;
             let Some(network) = &node.network else { continue };
             bound(
                 "addresses of one node",

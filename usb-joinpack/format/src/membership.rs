@@ -60,12 +60,20 @@ pub struct Member {
     pub peer_id: PeerId,
     /// Id of the voucher it redeemed.
     pub voucher_id: String,
+    /// When the voucher was made.
+    #[serde(default = "epoch")]
+    pub vouched: Timestamp,
     /// Cell of the node.
     pub cell: String,
     /// How far its key can be believed.
     pub assurance: Assurance,
     /// When it redeemed the voucher.
     pub redeemed: Timestamp,
+}
+
+/// A roster that was kept before members had this.
+fn epoch() -> Timestamp {
+    Timestamp::EPOCH
 }
 
 impl Membership {
@@ -102,7 +110,26 @@ impl Membership {
     /// Who shows this credential, if the fabric of `roots` signed its voucher and `peer` redeemed it in the voucher's time.
     /// The voucher's expiry is judged by the time of the redemption: a member stays one.
     pub fn verify(&self, roots: &RootChain, peer: &PeerId) -> Result<Member, Refusal> {
-        let voucher = Voucher::verify(&self.voucher, roots)?;
+        self.verify_redemption(Voucher::verify(&self.voucher, roots)?, peer)
+    }
+
+    /// As [`Membership::verify`], for a member that the caller knew already: an enrolment key that was revoked since
+    /// admits no one new, but those whom it admitted stay.
+    pub fn verify_known(&self, roots: &RootChain, peer: &PeerId) -> Result<Member, Refusal> {
+        self.verify_redemption(Voucher::verify_known(&self.voucher, roots)?, peer)
+    }
+
+    /// Who the credential is about. Whoever shows it need not be that machine: for judging two redemptions of one voucher.
+    pub fn subject(&self, roots: &RootChain) -> Result<Member, Refusal> {
+        let voucher = Voucher::verify_known(&self.voucher, roots)?;
+        let payload = self
+            .redemption
+            .verify(REDEMPTION_PAYLOAD_TYPE, &RoleKeys::new([voucher.key], 1))?;
+        let redemption: Redemption = parse_payload(WHAT, &payload)?;
+        self.verify_redemption(voucher, &redemption.peer_id)
+    }
+
+    fn verify_redemption(&self, voucher: Voucher, peer: &PeerId) -> Result<Member, Refusal> {
         let payload = self
             .redemption
             .verify(REDEMPTION_PAYLOAD_TYPE, &RoleKeys::new([voucher.key], 1))?;
@@ -130,6 +157,7 @@ impl Membership {
             name: voucher.node,
             peer_id: redemption.peer_id,
             voucher_id: voucher.id,
+            vouched: voucher.issued,
             cell: voucher.cell,
             assurance: redemption.assurance,
             redeemed: redemption.redeemed,

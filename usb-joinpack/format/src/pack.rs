@@ -7,10 +7,10 @@ use crate::blob::blob_path;
 use crate::manifest::{MANIFEST_PAYLOAD_TYPE, Manifest, PackVoucher};
 use crate::refusal::clean;
 use crate::validate::check_escape;
-use crate::{Envelope, Refusal, Role, RootChain, Timestamp, Voucher, limits};
+use crate::{Envelope, Refusal, RevocationSet, Role, RootChain, Timestamp, Voucher, limits};
 use beemesh_ids::{Digest, NodeName};
 use serde::Deserialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 const WHAT: &str = "join pack";
 
@@ -26,6 +26,7 @@ pub struct Verified {
     manifest: Manifest,
     roots: RootChain,
     vouchers: Vec<Voucher>,
+    revocations: RevocationSet,
 }
 
 /// A join pack; `S` tells how far it can be believed.
@@ -112,12 +113,17 @@ impl Pack<Unverified> {
                 applied: clean(applied),
             });
         }
+        let mut revocations = RevocationSet::default();
+        for envelope in &manifest.revocations {
+            revocations.take(envelope, &roots)?;
+        }
         let vouchers = verify_vouchers(&manifest, &roots)?;
         Ok(Pack {
             state: Verified {
                 manifest,
                 roots,
                 vouchers,
+                revocations,
             },
         })
     }
@@ -137,6 +143,11 @@ impl Pack<Verified> {
     /// The vouchers' documents, in the order of [`Manifest::vouchers`].
     pub fn vouchers(&self) -> &[Voucher] {
         &self.state.vouchers
+    }
+
+    /// What the pack says is revoked.
+    pub fn revocations(&self) -> &RevocationSet {
+        &self.state.revocations
     }
 
     /// The voucher of a node, as it was signed and as it reads.
@@ -165,7 +176,7 @@ impl Pack<Verified> {
             .keys()
             .map(|digest| (blob_path(digest), *digest))
             .collect();
-        let mut missing: std::collections::BTreeMap<_, _> = listed.into_iter().collect();
+        let mut missing: BTreeMap<_, _> = listed.into_iter().collect();
         let mut found = BTreeSet::new();
         for (count, name) in names.into_iter().enumerate() {
             let name = name.as_ref();
@@ -203,13 +214,21 @@ impl Pack<Verified> {
 
 /// The vouchers must be the fabric's, for nodes of this pack, one for each at most, and with the right one-time keys.
 fn verify_vouchers(manifest: &Manifest, roots: &RootChain) -> Result<Vec<Voucher>, Refusal> {
-    let mut nodes: BTreeSet<_> = manifest.nodes.iter().map(|node| &node.name).collect();
+    let mut nodes: BTreeMap<_, _> = manifest.nodes.iter().map(|node| (&node.name, node)).collect();
     let mut ids = BTreeSet::new();
     let mut vouchers = Vec::with_capacity(manifest.vouchers.len());
     for entry in &manifest.vouchers {
         let voucher = Voucher::verify(&entry.envelope, roots)?;
-        let fits = voucher.cell == manifest.cell && voucher.key == entry.one_time_key.public();
-        if !fits || !nodes.remove(&voucher.node) {
+        let node = nodes.remove(&voucher.node);
+        let key_fits = match (&entry.one_time_key, &entry.sealed_key) {
+            (Some(key), None) => voucher.ek.is_none() && key.public() == voucher.key,
+            // Only the TPM of that machine can tell whether it is the right key.
+            (None, Some(sealed)) => {
+                voucher.ek == Some(sealed.ek) && node.is_some_and(|node| node.ek == Some(sealed.ek))
+            }
+            _ => false,
+        };
+        if voucher.cell != manifest.cell || node.is_none() || !key_fits {
             return Err(Refusal::Inconsistent {
                 what: "voucher",
                 value: voucher.node.to_string(),

@@ -117,6 +117,9 @@ pub enum Refusal {
         /// Serial applied last.
         applied: String,
     },
+    /// Every place in the pack is tied to another machine.
+    #[error("this join pack is for other boxes, not for this one; use the stick that was made for it")]
+    OtherBox,
     /// A root document that contradicts one already known with the same version.
     #[error(
         "root document {version} contradicts the one this system already trusts; ask your operator what happened"
@@ -221,6 +224,7 @@ impl Refusal {
             Self::NotYetValid { .. } => "not-yet-valid",
             Self::OtherFabric { .. } => "other-fabric",
             Self::OlderThanApplied { .. } => "older-than-applied",
+            Self::OtherBox => "other-box",
             Self::RootConflict { .. } => "root-conflict",
             Self::RootGap { .. } => "root-gap",
             Self::UnlistedBlob { .. } => "unlisted-blob",

@@ -7,7 +7,7 @@ use crate::validate::{check_label, parse_payload, payload, unique_map};
 use crate::{Envelope, KeyId, PublicKey, Refusal, SecretKey, Timestamp, limits};
 use beemesh_ids::{Digest, FabricId};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// DSSE payload type of a [`Root`].
 pub const ROOT_PAYLOAD_TYPE: &str = "application/vnd.beemesh.root.v1+json";
@@ -19,13 +19,13 @@ const WHAT: &str = "root document";
 pub enum Role {
     /// Root documents.
     Root,
-    /// Join packs and vouchers.
+    /// Join packs and vouchers, and revocations of nodes and vouchers.
     Enrolment,
-    /// Changes of the workloads.
+    /// Changes of the workloads, and revocations of nodes and vouchers.
     Operator,
     /// OS releases.
     Release,
-    /// Nothing: recovery keys of the state volumes are escrowed to it.
+    /// Revocations of keys. Recovery keys of the state volumes are escrowed to it.
     Recovery,
 }
 
@@ -169,6 +169,8 @@ pub struct RootChain {
     envelopes: Vec<Envelope>,
     current: Root,
     digests: Vec<Digest>,
+    /// Keys that sign nothing any more, whatever the roots say.
+    revoked: BTreeSet<KeyId>,
 }
 
 impl RootChain {
@@ -196,6 +198,7 @@ impl RootChain {
             envelopes: vec![first.clone()],
             current: root,
             digests: vec![digest],
+            revoked: BTreeSet::new(),
         };
         rest.iter().try_for_each(|envelope| chain.append(envelope))?;
         Ok(chain)
@@ -255,9 +258,20 @@ impl RootChain {
         &self.current
     }
 
-    /// The keys of a role, by the newest root.
+    /// The keys of a role, by the newest root and without those that are revoked. [`RootChain::current`] has them all.
     pub fn role(&self, role: Role) -> RoleKeys {
-        self.current.role(role)
+        let mut keys = self.current.role(role);
+        if role != Role::Root {
+            keys.keys.retain(|id, _| !self.revoked.contains(id));
+        }
+        keys
+    }
+
+    /// The chain with `keys` revoked beside those that are already: they have no role any more. Root keys are not
+    /// concerned: a new root document replaces them.
+    pub fn without<'a>(mut self, keys: impl IntoIterator<Item = &'a KeyId>) -> Self {
+        self.revoked.extend(keys.into_iter().cloned());
+        self
     }
 
     /// All roots, 1..N, as they were signed.

@@ -6,7 +6,7 @@ use crate::refusal::clean;
 use crate::{Refusal, limits};
 use serde::de::{DeserializeOwned, Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
 
@@ -50,6 +50,37 @@ where
         }
     }
     deserializer.deserialize_map(Unique(PhantomData))
+}
+
+/// Reads a JSON array whose values ascend: one text for each set, and no value twice.
+pub(crate) fn ascending<'de, D, T>(deserializer: D) -> Result<BTreeSet<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Ord,
+{
+    let values = Vec::<T>::deserialize(deserializer)?;
+    if !values.is_sorted_by(|a, b| a < b) {
+        return Err(D::Error::custom(
+            "a list is not in ascending order, or names something twice",
+        ));
+    }
+    Ok(values.into_iter().collect())
+}
+
+/// A machine's serial number: 1 to 64 printable ASCII characters, no space at its ends.
+pub(crate) fn check_serial(serial: &str) -> Result<(), Refusal> {
+    let printable = serial.bytes().all(|b| (b' '..=b'~').contains(&b));
+    if serial.is_empty() || serial.len() > limits::SERIAL || !printable || serial.trim() != serial {
+        return Err(Refusal::malformed(
+            "serial number",
+            format_args!(
+                "`{}` is not 1 to {} printable characters",
+                clean(serial),
+                limits::SERIAL
+            ),
+        ));
+    }
+    Ok(())
 }
 
 /// A DNS label (RFC 1123): what names cells and fabrics.

@@ -1,8 +1,8 @@
 //! Vouchers: each delegates one slot of a cell's roster to whoever holds its one-time key. Redeeming is `membership`'s.
 
 use crate::validate::{check_label, check_ulid, parse_payload, payload};
-use crate::{Envelope, PublicKey, Refusal, Role, RootChain, SecretKey, Timestamp};
-use beemesh_ids::{FabricId, NodeName};
+use crate::{Envelope, PublicKey, Refusal, Role, RoleKeys, RootChain, SecretKey, Timestamp};
+use beemesh_ids::{Digest, FabricId, NodeName};
 use serde::{Deserialize, Serialize};
 
 /// DSSE payload type of a [`Voucher`].
@@ -15,6 +15,8 @@ const WHAT: &str = "voucher";
 pub enum Admission {
     /// By the fabric's policy: whoever holds the one-time key, until the voucher expires.
     Policy,
+    /// The machine whose TPM has the voucher's endorsement key: the one-time key was only given out encrypted to it.
+    Targeted,
 }
 
 /// A voucher: the payload of an envelope of type [`VOUCHER_PAYLOAD_TYPE`], signed by the role [`Role::Enrolment`].
@@ -37,6 +39,10 @@ pub struct Voucher {
     pub key: PublicKey,
     /// How the holder is let in.
     pub admission: Admission,
+    /// The endorsement key that the one-time key is encrypted to: the SHA-256 of its `TPMT_PUBLIC`. There if, and only
+    /// if, the admission is [`Admission::Targeted`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ek: Option<Digest>,
 }
 
 impl Voucher {
@@ -48,7 +54,16 @@ impl Voucher {
 
     /// The voucher in `envelope`, if the fabric of `roots` signed it. Says nothing about its expiry.
     pub fn verify(envelope: &Envelope, roots: &RootChain) -> Result<Self, Refusal> {
-        let payload = envelope.verify(VOUCHER_PAYLOAD_TYPE, &roots.role(Role::Enrolment))?;
+        Self::verify_by(envelope, roots, &roots.role(Role::Enrolment))
+    }
+
+    /// As [`Voucher::verify`], with a revoked enrolment key still counting: for members that were known before.
+    pub(crate) fn verify_known(envelope: &Envelope, roots: &RootChain) -> Result<Self, Refusal> {
+        Self::verify_by(envelope, roots, &roots.current().role(Role::Enrolment))
+    }
+
+    fn verify_by(envelope: &Envelope, roots: &RootChain, role: &RoleKeys) -> Result<Self, Refusal> {
+        let payload = envelope.verify(VOUCHER_PAYLOAD_TYPE, role)?;
         let voucher: Self = parse_payload(WHAT, &payload)?;
         voucher.check()?;
         if voucher.fabric != *roots.fabric_id() {
@@ -94,6 +109,12 @@ impl Voucher {
         check_label("cell name", &self.cell)?;
         if self.expires <= self.issued {
             return Err(Refusal::malformed(WHAT, "it expires before it is valid"));
+        }
+        if self.ek.is_some() != (self.admission == Admission::Targeted) {
+            return Err(Refusal::malformed(
+                WHAT,
+                "an endorsement key belongs to the admission `targeted`, and to no other",
+            ));
         }
         Ok(())
     }

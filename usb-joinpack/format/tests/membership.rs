@@ -24,7 +24,7 @@ fn redeem(at: Timestamp) -> Result<Membership, Refusal> {
     let voucher = &pack.vouchers[0];
     Membership::redeem(
         &voucher.envelope,
-        &voucher.one_time_key,
+        voucher.one_time_key.as_ref().unwrap(),
         &peer("machine"),
         Assurance::Tpm,
         at,
@@ -112,7 +112,7 @@ fn forged_redemption_time_outside_the_voucher_is_refused() {
     let redemption = Envelope::sign(
         beemesh_usb_joinpack_format::REDEMPTION_PAYLOAD_TYPE,
         text.to_string().as_bytes(),
-        &[&voucher.one_time_key],
+        &[voucher.one_time_key.as_ref().unwrap()],
     );
     let membership = Membership {
         voucher: voucher.envelope.clone(),
@@ -132,7 +132,7 @@ fn voucher_of_a_stranger_makes_no_member() {
     );
     let membership = Membership::redeem(
         &voucher.envelope,
-        &voucher.one_time_key,
+        voucher.one_time_key.as_ref().unwrap(),
         &peer("machine"),
         Assurance::Low,
         time(FLOOR),

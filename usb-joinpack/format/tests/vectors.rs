@@ -3,7 +3,7 @@
 
 mod generator;
 
-use beemesh_usb_joinpack_format::{BlobCheck, Envelope, Pack, Refusal, RootChain};
+use beemesh_usb_joinpack_format::{BlobCheck, Envelope, Machine, Pack, Refusal, RootChain};
 use generator::Vector;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -44,6 +44,16 @@ fn judge(vector: &Vector, files: &BTreeMap<String, Vec<u8>>) -> Result<(), Refus
     }
     let pack =
         Pack::parse(&joinpack)?.verify(trusted.as_ref(), vector.floor, vector.last_serial.as_deref())?;
+    if let Some(case) = &vector.machine {
+        let machine = Machine {
+            macs: case.macs.clone(),
+            serial: case.serial.clone(),
+            ek: case.ek,
+        };
+        pack.manifest().check_machine(&machine, None)?;
+        let place = pack.manifest().entry_for(&machine).map(|node| node.name.clone());
+        assert_eq!(place, case.place, "{}", vector.about);
+    }
     pack.check_listing(files.keys().filter_map(|path| path.strip_prefix("pack/")))?;
     for (digest, size) in &pack.manifest().blobs {
         let mut check = BlobCheck::new(*digest, *size);
@@ -86,6 +96,7 @@ fn every_vector_is_judged_as_it_says() {
         "malformed",
         "missing-blob",
         "older-than-applied",
+        "other-box",
         "other-fabric",
         "path-escapes",
         "root-conflict",

@@ -15,10 +15,12 @@ pub(crate) use transport::check_address;
 
 use crate::context::Operator;
 use beemesh_agent_api::network::{NetworkView, TimeView};
+use beemesh_agent_api::revocation::RevocationView;
 use beemesh_agent_api::view::{
     ErrorBody, EventView, ExecReply, ExecRequest, ImageView, LogLine, NodeView, PodView, RecordView, path,
 };
 use beemesh_agent_identity::{TlsError, client_config};
+use beemesh_joinpack_format::EndorsementFile;
 use body::Upload;
 use hyper::{Method, Request, body::Incoming, header};
 use serde::de::DeserializeOwned;
@@ -129,6 +131,21 @@ impl Client {
     /// The node's time.
     pub async fn time(&self) -> Result<TimeView, ClientError> {
         self.get(path::TIME).await
+    }
+
+    /// What is revoked.
+    pub async fn revocations(&self) -> Result<RevocationView, ClientError> {
+        self.get(path::REVOCATIONS).await
+    }
+
+    /// The endorsement key of the node's TPM.
+    pub async fn endorsement(&self) -> Result<EndorsementFile, ClientError> {
+        self.get(path::ENDORSEMENT).await
+    }
+
+    /// Sends a signed revocation snapshot.
+    pub async fn submit_revocations(&self, envelope: Vec<u8>) -> Result<(), ClientError> {
+        self.post_envelope(path::REVOCATIONS, envelope).await
     }
 
     /// Sends a signed change: the JSON of a DSSE envelope.

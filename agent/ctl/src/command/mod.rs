@@ -5,10 +5,11 @@ mod container;
 mod list;
 mod manifest;
 mod network;
+mod revocation;
 mod system_log;
 mod wait;
 
-use crate::args::{Bmctl, Command, ContainerArgs, Format, ImagesCommand, NetworkCommand};
+use crate::args::{Bmctl, Command, ContainerArgs, Format, ImagesCommand, NetworkCommand, NodesCommand};
 use crate::failure::{Class, Failure};
 use crate::session::Session;
 use std::time::Duration;
@@ -33,7 +34,19 @@ pub async fn run(line: Bmctl) -> Result<u8, Failure> {
         );
     }
     match line.command {
-        Command::Nodes => list::nodes(&session).await?,
+        Command::Nodes { command: None } => list::nodes(&session).await?,
+        Command::Nodes {
+            command: Some(NodesCommand::Ek),
+        } => revocation::endorsement(&session).await?,
+        Command::Revocations => revocation::show(&session).await?,
+        Command::Revoke {
+            targets,
+            file,
+            dry_run,
+        } => match file {
+            Some(file) => revocation::send_file(&session, &file, dry_run).await?,
+            None => revocation::revoke(&session, &targets, dry_run).await?,
+        },
         Command::Pods {
             namespace,
             all_namespaces,

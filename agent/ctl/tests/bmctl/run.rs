@@ -105,6 +105,7 @@ impl Fabric {
             expires: Timestamp(NOW.0 + 3600),
             key: one_time.public(),
             admission: Admission::Policy,
+            ek: None,
         };
         let voucher = voucher.sign(&[&self.key]).unwrap();
         let membership =

@@ -108,6 +108,23 @@ async fn a_member_does_not_join_a_fabric_that_shows_no_credential() {
 }
 
 #[tokio::test]
+async fn who_comes_second_with_a_voucher_gets_the_proof_whoever_dials() {
+    for transport in TRANSPORTS {
+        for dials in [true, false] {
+            let (mut a, mut second) = (Node::member(1), Node::member(2));
+            let rival = vec![7; MAX_CREDENTIAL];
+            a.prefer(second.id(), rival.clone());
+            match dials {
+                true => second.dial(&a, transport),
+                false => a.dial(&second, transport),
+            }
+            assert_eq!(second.taken(&a).await, rival, "{transport}, dials: {dials}");
+            a.refused(&second).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_credential_that_is_too_long_is_refused_on_this_side_and_on_the_other() {
     let mut long = config(1, vec![0; MAX_CREDENTIAL + 1]);
     long.listen_port = 0;

@@ -1,7 +1,7 @@
 //! Nodes for the tests: started on 127.0.0.1, with one expectation per event.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
-use beemesh_agent_fabric::{Admission, Fabric, FabricConfig, FabricEvent, FabricStream};
+use beemesh_agent_fabric::{Admission, Denial, Fabric, FabricConfig, FabricEvent, FabricStream};
 use beemesh_ids::PeerId;
 use std::{
     collections::HashSet,
@@ -25,16 +25,26 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Members {
     all: bool,
     banned: Mutex<HashSet<PeerId>>,
+    /// Whom somebody else came before, and that one's credential.
+    rival: Mutex<Option<(PeerId, Vec<u8>)>>,
 }
 
 impl Admission for Members {
-    fn admit(&self, peer: &PeerId, credential: &[u8]) -> Result<(), String> {
+    fn admit(&self, peer: &PeerId, credential: &[u8]) -> Result<(), Denial> {
+        if let Some((second, rival)) = &*self.rival.lock().unwrap()
+            && second == peer
+        {
+            return Err(Denial {
+                reason: "the voucher is taken".to_owned(),
+                rival: Some(rival.clone()),
+            });
+        }
         if self.banned.lock().unwrap().contains(peer) {
-            return Err(format!("`{peer}` is banned"));
+            return Err(format!("`{peer}` is banned").into());
         }
         match self.all || credential == format!("member {peer}").as_bytes() {
             true => Ok(()),
-            false => Err(format!("not a member: `{peer}`")),
+            false => Err(format!("not a member: `{peer}`").into()),
         }
     }
 }
@@ -142,6 +152,23 @@ impl Node {
 
     pub fn ban(&self, peer: &PeerId) {
         self.members.banned.lock().unwrap().insert(peer.clone());
+    }
+
+    /// Refuses `peer` because of somebody who showed `rival`.
+    pub fn prefer(&self, peer: &PeerId, rival: Vec<u8>) {
+        *self.members.rival.lock().unwrap() = Some((peer.clone(), rival));
+    }
+
+    /// The next event must be the refusal by `other`, with proof that somebody came first.
+    pub async fn taken(&mut self, other: &Node) -> Vec<u8> {
+        match self.event("a refusal").await {
+            FabricEvent::Refused {
+                peer,
+                rival: Some(rival),
+                ..
+            } if peer.as_ref() == Some(&other.id) => rival,
+            event => panic!("expected a refusal with proof, got {event:?}"),
+        }
     }
 
     /// As when the machine is switched off, except for what the system still sends for a closed socket.

@@ -11,8 +11,9 @@ use crate::query::{Query, Site, ask};
 use base64::Engine as _;
 use beemesh_agent_api::view::{EventView, ExecRequest, PodView, path};
 use beemesh_agent_runtime::{ImageError, LogQuery, PodError, Runtime};
+use beemesh_firmware_tpm::TpmError;
 use beemesh_init_logd::SystemLog;
-use beemesh_joinpack_format::RootChain;
+use beemesh_joinpack_format::{EndorsementFile, RootChain};
 use futures::StreamExt;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
@@ -107,6 +108,23 @@ async fn route(request: Request<Incoming>, access: Access, context: Context) -> 
             let networks = context.networks.clone();
             blocking(move || networks.change(&envelope, &site.roots, &site.name)).await??;
             Ok(json(StatusCode::ACCEPTED, &serde_json::json!({"accepted": true})))
+        }
+        (&Method::GET, path::REVOCATIONS) => {
+            context.site()?;
+            Ok(json(
+                StatusCode::OK,
+                &ask(&context.queries, Query::Revocations).await?,
+            ))
+        }
+        (&Method::POST, path::REVOCATIONS) => {
+            context.site()?;
+            let envelope = body(request).await?;
+            ask(&context.queries, |reply| Query::Revoke { envelope, reply }).await??;
+            Ok(json(StatusCode::ACCEPTED, &serde_json::json!({"accepted": true})))
+        }
+        (&Method::GET, path::ENDORSEMENT) => {
+            let file = blocking(endorsement).await??;
+            Ok(json(StatusCode::OK, &file))
         }
         (&Method::GET, path::TIME) => Ok(json(StatusCode::OK, &context.networks.time())),
         (&Method::GET, path::IMAGES) => {
@@ -339,6 +357,22 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
             format!("the work broke off: {error}"),
         )
     })
+}
+
+/// The endorsement key of this machine's TPM.
+fn endorsement() -> Result<EndorsementFile, Refused> {
+    let read = beemesh_firmware_tpm::open().endorsement();
+    let endorsement = read.map_err(|error| {
+        let status = match error {
+            TpmError::NoEndorsement => StatusCode::NOT_FOUND,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Refused::new(status, crate::words(&error))
+    })?;
+    Ok(EndorsementFile::new(
+        endorsement.key.public(),
+        endorsement.certificate.as_deref(),
+    ))
 }
 
 fn image_refusal(error: ImageError) -> Refused {

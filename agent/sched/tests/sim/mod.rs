@@ -15,7 +15,7 @@ use beemesh_agent_api::view::Assurance;
 use beemesh_agent_api::{Change, WorkloadId};
 use beemesh_agent_sched::{
     Capacity, Cell, CellConfig, Command, Event, Key, MemberInfo, Millis, Persisted, PodReport, Record,
-    RecoveredPod, Stamp, Tuning,
+    RecoveredPod, RevocationNews, Stamp, Tuning,
 };
 use beemesh_ids::PeerId;
 use invariants::Invariants;
@@ -77,6 +77,8 @@ pub struct Node {
     pub paused_until: u64,
     connected: BTreeSet<usize>,
     refused: BTreeSet<PeerId>,
+    /// What it knows to be revoked: the simulated snapshots are lists of peer ids.
+    pub revoked: BTreeSet<PeerId>,
 }
 
 enum What {
@@ -92,6 +94,7 @@ enum What {
     Member(PeerId, MemberInfo),
     PodRuns(String),
     PodGone(String),
+    Revocations(BTreeSet<PeerId>),
 }
 
 /// A `Start` that was seen.
@@ -123,6 +126,19 @@ pub struct World {
     queued: u64,
     ulid: u64,
     trace: u64,
+}
+
+fn revocation_news(revoked: &BTreeSet<PeerId>) -> RevocationNews {
+    let snapshot = serde_json::to_vec(revoked).unwrap();
+    RevocationNews {
+        // Any digest of the set will do.
+        digest: snapshot
+            .iter()
+            .fold(1, |digest: u64, byte| digest.wrapping_mul(31) ^ u64::from(*byte)),
+        snapshots: vec![snapshot],
+        nodes: revoked.clone(),
+        vouchers: BTreeSet::new(),
+    }
 }
 
 impl World {
@@ -231,6 +247,7 @@ impl World {
             paused_until: 0,
             connected: BTreeSet::new(),
             refused: BTreeSet::new(),
+            revoked: BTreeSet::new(),
         });
         if let Some(admitter) = admitter {
             self.push(admitter, 1, What::Member(peer, member));
@@ -512,6 +529,7 @@ impl World {
             }
             What::Verified(change, envelope) => self.step(n, Event::Change { change, envelope }),
             What::Member(peer, member) => self.step(n, Event::Member { peer, member }),
+            What::Revocations(peers) => self.learn_revocations(n, peers),
             What::PodRuns(pod_id) => {
                 if self.nodes[n].pods.get(&pod_id).is_some_and(|pod| !pod.stopping)
                     && self.nodes[n].cell.is_some()
@@ -530,6 +548,24 @@ impl World {
                     self.step(n, Event::PodGone { pod_id });
                 }
             }
+        }
+    }
+
+    /// An operator revokes a node at node `at`.
+    pub fn revoke(&mut self, at: usize, revoked: usize) {
+        // Nobody waits for a revoked node to have stopped: its copies may overlap with those that replace them.
+        self.invariants.failed = true;
+        let peer = self.nodes[revoked].peer.clone();
+        self.learn_revocations(at, BTreeSet::from([peer]));
+    }
+
+    fn learn_revocations(&mut self, n: usize, peers: BTreeSet<PeerId>) {
+        let node = &mut self.nodes[n];
+        let before = node.revoked.len();
+        node.revoked.extend(peers);
+        if node.revoked.len() > before {
+            let news = revocation_news(&node.revoked);
+            self.step(n, Event::Revocations(news));
         }
     }
 
@@ -592,7 +628,11 @@ impl World {
                 let member = known.member.clone();
                 self.push(n, 1, What::Member(peer, member));
             }
-            Command::Quarantine { peer, .. } => {
+            Command::VerifyRevocations { envelope } => {
+                let peers = serde_json::from_slice(&envelope).expect("only what was signed is handed on");
+                self.push(n, 1, What::Revocations(peers));
+            }
+            Command::Quarantine { peer, .. } | Command::Revoked { peer } => {
                 self.nodes[n].refused.insert(peer.clone());
                 if let Some(other) = self.nodes.iter().position(|node| node.peer == peer) {
                     self.nodes[n].connected.remove(&other);

@@ -4,15 +4,15 @@
 //! so that a vector is refused for its own defect and for no other.
 #![allow(clippy::unwrap_used, dead_code, missing_docs)]
 
-use beemesh_ids::{Digest, FabricId, NodeName};
+use beemesh_ids::{Digest, FabricId, NodeName, PeerId};
 use beemesh_usb_joinpack_format as format;
 use format::{
     Admission, Envelope, ImageEntry, MANIFEST_LIMIT, MANIFEST_PAYLOAD_TYPE, Manifest, NodeEntry, NodeNetwork,
-    PackVoucher, Role, RoleSpec, Root, RootChain, SecretKey, StatePolicy, Timestamp, VOUCHER_PAYLOAD_TYPE,
-    Voucher,
+    PackVoucher, Revocations, Role, RoleSpec, Root, RootChain, SealedKey, SecretKey, StatePolicy, Timestamp,
+    VOUCHER_PAYLOAD_TYPE, Voucher,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub mod cases;
 
@@ -39,6 +39,20 @@ pub struct Vector {
     pub trusted: bool,
     /// `joinpack.json` is to be filled up with spaces to this length before it is read.
     pub pad_to: Option<usize>,
+    /// The machine that judges; without one it is not asked whether the pack has a place for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<MachineCase>,
+}
+
+/// A machine in `vector.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineCase {
+    pub macs: Vec<String>,
+    pub serial: Option<String>,
+    pub ek: Option<Digest>,
+    /// The place that it must get.
+    pub place: Option<NodeName>,
 }
 
 /// One vector: a folder with these files.
@@ -130,12 +144,52 @@ pub fn voucher(fabric: &FabricId, node: &str, id: &str, signers: &[&str]) -> Pac
         expires: time(EXPIRES),
         key: one_time.public(),
         admission: Admission::Policy,
+        ek: None,
     };
     let keys: Vec<_> = signers.iter().map(|name| key(name)).collect();
     PackVoucher {
         envelope: voucher.sign(&keys.iter().collect::<Vec<_>>()).unwrap(),
-        one_time_key: one_time,
+        one_time_key: Some(one_time),
+        sealed_key: None,
     }
+}
+
+/// A voucher whose one-time key only the TPM with endorsement key `ek` can open. What is sealed here opens nowhere: no
+/// vector has a TPM.
+pub fn targeted(fabric: &FabricId, node: &str, id: &str, ek: Digest) -> PackVoucher {
+    let voucher = Voucher {
+        fabric: fabric.clone(),
+        id: id.to_owned(),
+        node: node.parse().unwrap(),
+        cell: "shop".to_owned(),
+        issued: time(ISSUED),
+        expires: time(EXPIRES),
+        key: key(&format!("one-time {node}")).public(),
+        admission: Admission::Targeted,
+        ek: Some(ek),
+    };
+    PackVoucher {
+        envelope: voucher.sign(&[&key("enrolment-1")]).unwrap(),
+        one_time_key: None,
+        sealed_key: Some(SealedKey {
+            ek,
+            credential: "AAAA".to_owned(),
+            secret: "AAAA".to_owned(),
+        }),
+    }
+}
+
+/// A snapshot in which a node and a voucher are revoked.
+pub fn snapshot(fabric: &FabricId) -> Revocations {
+    let mut snapshot = Revocations::none(fabric.clone(), time(ISSUED));
+    snapshot.nodes = BTreeSet::from([1, 2].map(|n| PeerId::from_ed25519(&[n; 32])));
+    snapshot.vouchers.insert("01KDVKFD000000000000000009".to_owned());
+    snapshot
+}
+
+pub fn sign_snapshot(snapshot: &Revocations, names: &[&str]) -> Envelope {
+    let keys: Vec<_> = names.iter().map(|name| key(name)).collect();
+    snapshot.sign(&keys.iter().collect::<Vec<_>>()).unwrap()
 }
 
 /// A pack of fabric `shop` for two nodes with one image.
@@ -170,11 +224,15 @@ pub fn draft(fabric: &str, enrolment: u32) -> Draft {
             NodeEntry {
                 name: node("node-1"),
                 mac: Some("52:54:00:00:00:01".into()),
+                serial: None,
+                ek: None,
                 network: Some(network),
             },
             NodeEntry {
                 name: node("node-2"),
                 mac: None,
+                serial: None,
+                ek: None,
                 network: None,
             },
         ],
@@ -191,6 +249,7 @@ pub fn draft(fabric: &str, enrolment: u32) -> Draft {
         blobs: BTreeMap::from([(image, IMAGE.len() as u64)]),
         found: true,
         state: StatePolicy { blank_disk: true },
+        revocations: Vec::new(),
     };
     Draft {
         manifest,

@@ -1,0 +1,120 @@
+//! A fabric and its packs for this crate's tests: one key has every role.
+#![allow(clippy::unwrap_used)]
+
+use beemesh_ids::{Digest, PeerId};
+use beemesh_joinpack_format::{
+    Admission, Envelope, Manifest, NodeEntry, Pack, PackVoucher, Revocations, Role, RoleSpec, Root,
+    RootChain, SecretKey, StatePolicy, Timestamp, Verified, Voucher,
+};
+
+pub const NOW: Timestamp = Timestamp(1_767_323_045);
+
+pub fn key() -> SecretKey {
+    SecretKey::from_bytes([7; 32])
+}
+
+/// A key that signs for operators and nothing else.
+pub fn operator() -> SecretKey {
+    SecretKey::from_bytes([8; 32])
+}
+
+pub fn peer(n: u8) -> PeerId {
+    PeerId::from_ed25519(&[n; 32])
+}
+
+pub fn roots() -> RootChain {
+    let role = |role: Role| {
+        let key = if role == Role::Operator { operator() } else { key() };
+        let spec = RoleSpec {
+            keyids: vec![key.public().key_id()],
+            threshold: 1,
+        };
+        (role, spec)
+    };
+    let root = Root {
+        fabric_name: "shop".to_owned(),
+        version: 1,
+        issued: NOW,
+        keys: [key(), operator()]
+            .map(|key| (key.public().key_id(), key.public()))
+            .into(),
+        roles: Role::ALL.map(role).into(),
+        nonce: "00112233445566778899aabbccddeeff".to_owned(),
+    };
+    RootChain::bootstrap(&[root.sign(&[&key()]).unwrap()]).unwrap()
+}
+
+/// A voucher for `node`, with its key in the clear; or for the TPM `ek`, with a sealed key that `seal` makes.
+pub fn voucher(number: u8, node: &str) -> PackVoucher {
+    let one_time_key = SecretKey::from_bytes([number + 100; 32]);
+    let voucher = Voucher {
+        fabric: roots().fabric_id().clone(),
+        id: format!("01KDVKFD00000000000000{number:04}"),
+        node: node.parse().unwrap(),
+        cell: "shop".to_owned(),
+        issued: NOW,
+        expires: NOW.plus_seconds(3600),
+        key: one_time_key.public(),
+        admission: Admission::Policy,
+        ek: None,
+    };
+    PackVoucher {
+        envelope: voucher.sign(&[&key()]).unwrap(),
+        one_time_key: Some(one_time_key),
+        sealed_key: None,
+    }
+}
+
+/// A pack with these places, the first `tied` of them for cards `52:54:00:00:00:01` and so on; `revoked` are vouchers.
+pub fn pack(places: u8, tied: u8, revoked: &[u8]) -> Pack<Verified> {
+    let name = |n: u8| format!("node-{n}");
+    let mac = |n: u8| (n <= tied).then(|| format!("52:54:00:00:00:{n:02x}"));
+    let manifest = Manifest {
+        format: 1,
+        fabric: roots().fabric_id().clone(),
+        serial: "01KDVKFD00000000000000000A".to_owned(),
+        issued: NOW,
+        expires: NOW.plus_seconds(3600),
+        roots: roots().envelopes().to_vec(),
+        cell: "shop".to_owned(),
+        roster_size: u32::from(places.max(1)),
+        nodes: (1..=places)
+            .map(|n| NodeEntry {
+                name: name(n).parse().unwrap(),
+                mac: mac(n),
+                serial: None,
+                ek: None,
+                network: None,
+            })
+            .collect(),
+        peers: Vec::new(),
+        vouchers: (1..=places).map(|n| voucher(n, &name(n))).collect(),
+        images: Vec::new(),
+        blobs: std::collections::BTreeMap::<Digest, u64>::new(),
+        found: true,
+        state: StatePolicy { blank_disk: true },
+        revocations: match revoked {
+            [] => Vec::new(),
+            _ => vec![snapshot(1, |all| {
+                all.vouchers = revoked
+                    .iter()
+                    .map(|n| format!("01KDVKFD00000000000000{n:04}"))
+                    .collect();
+            })],
+        },
+    };
+    let text = manifest.sign(&[&key()]).unwrap().to_json();
+    Pack::parse(&text).unwrap().verify(None, NOW, None).unwrap()
+}
+
+/// An operator's snapshot, `later` seconds after [`NOW`].
+pub fn snapshot(later: i64, change: impl FnOnce(&mut Revocations)) -> Envelope {
+    let mut snapshot = Revocations::none(roots().fabric_id().clone(), NOW.plus_seconds(later));
+    change(&mut snapshot);
+    let signer = if snapshot.keys.is_empty() {
+        operator()
+    } else {
+        key()
+    };
+    snapshot.sign(&[&signer]).unwrap()
+}

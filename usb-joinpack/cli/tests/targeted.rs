@@ -1,0 +1,165 @@
+//! Packs for one machine's TPM, and revocations, by the binary itself.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod bench;
+
+use beemesh_joinpack_format::EndorsementFile;
+use bench::{bench, done, ends};
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+
+/// The public part of an endorsement key (template L-2) whose point is the base point of P-256.
+fn endorsement_key() -> Vec<u8> {
+    let hex = "0023000b000300b20020837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa\
+        00060080004300100003001000206b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296\
+        00204fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5";
+    hex::decode(hex.replace(' ', "")).unwrap()
+}
+
+fn write_key(path: &Path) -> EndorsementFile {
+    let file = EndorsementFile::new(&endorsement_key(), None);
+    fs::write(path, serde_json::to_vec(&file).unwrap()).unwrap();
+    file
+}
+
+fn payload(pack: &Path) -> Value {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    let envelope: Value = serde_json::from_slice(&fs::read(pack.join("joinpack.json")).unwrap()).unwrap();
+    serde_json::from_slice(&STANDARD.decode(envelope["payload"].as_str().unwrap()).unwrap()).unwrap()
+}
+
+#[test]
+fn key_of_a_place_for_one_tpm_is_on_the_stick_sealed_only() {
+    let dir = bench();
+    let file = write_key(&dir.path().join("till-1.ek"));
+    let create = |out: &str, nodes: &[&str]| {
+        let nodes: Vec<&str> = nodes.iter().flat_map(|node| ["--node", node]).collect();
+        done(
+            dir.path(),
+            &[
+                &["create", "--fabric", "fab", "--out", out, "-o", "json"],
+                &nodes[..],
+            ]
+            .concat(),
+        )
+    };
+    let view = create("sealed", &["till-1,ek=till-1.ek", "till-2"]).json();
+    assert_eq!((&view["vouchers"], &view["targeted"]), (&2.into(), &1.into()));
+    assert_eq!(view["nodes"][0]["ek"], file.ek.to_string());
+    let pack = payload(&dir.path().join("sealed"));
+    let (sealed, plain) = (&pack["vouchers"][0], &pack["vouchers"][1]);
+    assert!(sealed["sealed_key"]["credential"].is_string() && sealed.get("one_time_key").is_none());
+    assert!(plain["one_time_key"].is_string() && plain.get("sealed_key").is_none());
+    assert!(
+        done(dir.path(), &["inspect", "sealed"])
+            .out
+            .contains("1 of them for one machine's TPM only")
+    );
+    done(dir.path(), &["verify", "sealed"]);
+
+    // A hash chooses the machine, but nothing can be encrypted to a hash.
+    let view = create("chosen", &[&format!("till-1,ek={}", file.ek)]).json();
+    assert_eq!(
+        (&view["targeted"], &view["nodes"][0]["ek"]),
+        (&0.into(), &file.ek.to_string().into())
+    );
+
+    let mut other = file.clone();
+    other.ek = beemesh_ids::Digest::of(b"another");
+    fs::write(dir.path().join("other.ek"), serde_json::to_vec(&other).unwrap()).unwrap();
+    let bad = ["create", "--fabric", "fab", "--out", "bad", "--node"];
+    for (node, word) in [
+        ("till-1,ek=other.ek", "wrong content"),
+        ("till-1,ek=none.ek", "none.ek"),
+        ("till-1,ek=web.tar", "web.tar"),
+    ] {
+        ends(dir.path(), &[&bad[..], &[node]].concat(), 2, word);
+    }
+}
+
+#[test]
+fn what_is_revoked_stays_so_and_every_later_pack_says_it() {
+    let dir = bench();
+    let peers = [1, 2].map(|n| beemesh_ids::PeerId::from_ed25519(&[n; 32]).to_string());
+    let revoke = ["revoke", "--fabric", "fab", "-o", "json"];
+    let shown = done(
+        dir.path(),
+        &[&revoke[..], &["--node", &peers[0], "--dry-run"]].concat(),
+    )
+    .json();
+    assert_eq!(shown["result"], "would-revoke");
+    assert!(!dir.path().join("fab/revocations.json").exists());
+    done(dir.path(), &[&revoke[..], &["--node", &peers[0]]].concat());
+    let view = done(
+        dir.path(),
+        &[
+            &revoke[..],
+            &["--node", &peers[1], "--voucher", "01KDVKFD000000000000000009"],
+        ]
+        .concat(),
+    )
+    .json();
+    assert_eq!(
+        (
+            view["nodes"].as_array().unwrap().len(),
+            view["vouchers"].as_array().unwrap().len()
+        ),
+        (2, 1)
+    );
+    done(
+        dir.path(),
+        &["create", "--fabric", "fab", "--out", "news", "--news"],
+    );
+    let view = done(
+        dir.path(),
+        &["verify", "news", "--roots", "fab/root.json", "-o", "json"],
+    )
+    .json();
+    assert_eq!(view["revocations"]["nodes"].as_array().unwrap().len(), 2);
+    assert_eq!(view["vouchers"], 0);
+    ends(dir.path(), &revoke, 2, "--node");
+    ends(
+        dir.path(),
+        &[&revoke[..], &["--voucher", "7"]].concat(),
+        2,
+        "ULID",
+    );
+}
+
+#[test]
+fn revoked_key_signs_no_more_packs_and_root_and_last_recovery_keys_are_kept() {
+    let dir = bench();
+    let id = |name: &str| {
+        let file: Value =
+            serde_json::from_slice(&fs::read(dir.path().join(format!("fab/keys/{name}.json"))).unwrap())
+                .unwrap();
+        file["key_id"].as_str().unwrap().to_owned()
+    };
+    let revoke = ["revoke", "--fabric", "fab", "--key"];
+    ends(
+        dir.path(),
+        &[&revoke[..], &[&id("root-1")]].concat(),
+        2,
+        "root key",
+    );
+    ends(
+        dir.path(),
+        &[&revoke[..], &[&id("recovery")]].concat(),
+        2,
+        "no recovery key",
+    );
+    ends(
+        dir.path(),
+        &[&revoke[..], &[&"0".repeat(64)]].concat(),
+        2,
+        "none of this fabric",
+    );
+    done(dir.path(), &[&revoke[..], &[&id("enrolment")]].concat());
+    ends(
+        dir.path(),
+        &["create", "--fabric", "fab", "--out", "p2", "--nodes", "1"],
+        2,
+        "nobody revoked",
+    );
+}
