@@ -353,10 +353,10 @@ fn revoked_node_and_whoever_holds_a_revoked_voucher_stay_out() {
     let credential = |key: &NodeKey, number| fabric.membership(key, number).to_bytes();
     assert!(door.judge(&first.peer_id(), &credential(&first, 2)).is_ok());
     revoke(&fabric, &revocations, |snapshot| {
-        drop(snapshot.nodes.insert(first.peer_id()))
+        snapshot.nodes.insert(first.peer_id());
     });
     revoke(&fabric, &revocations, |snapshot| {
-        drop(snapshot.vouchers.insert(fabric.member(&second, 3).voucher_id));
+        snapshot.vouchers.insert(fabric.member(&second, 3).voucher_id);
     });
     // Known before or not, by an old voucher or a fresh one, and when it is recalled after a restart.
     for (key, number) in [(&first, 2), (&first, 4), (&second, 3)] {

@@ -204,7 +204,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (trust, _) = open(&folder);
         assert_eq!(trust.news(&roots()).digest, 0);
-        let newer = snapshot(20, |all| drop(all.nodes.insert(peer(1))));
+        let newer = snapshot(20, |all| {
+            all.nodes.insert(peer(1));
+        });
         assert!(trust.take(&newer, &roots()).unwrap());
         assert!(!trust.take(&snapshot(10, |_| ()), &roots()).unwrap());
         let news = trust.news(&roots());
@@ -228,7 +230,12 @@ mod tests {
         // This fixture's recovery key is the root key too; it may sign, and is not revoked itself.
         assert!(
             trust
-                .take(&snapshot(1, |all| drop(all.keys.insert(id.clone()))), &roots())
+                .take(
+                    &snapshot(1, |all| {
+                        all.keys.insert(id.clone());
+                    }),
+                    &roots()
+                )
                 .unwrap()
         );
         assert!(role(&trust).key(&id).is_none());
