@@ -15,6 +15,7 @@
 
 pub mod backoff;
 pub mod boot;
+pub mod crash;
 pub mod ending;
 pub mod machine;
 pub mod modules;
@@ -26,5 +27,6 @@ pub mod spec;
 mod stick;
 pub mod uevent;
 pub mod volume;
+pub mod watchdog;
 
 pub use machine::{Command, Event, Init, Job, Outcome, Shutdown};

@@ -16,6 +16,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::chain::{Attempt, StepError, words};
+use crate::crash;
 use crate::loader::{Loader, log};
 
 /// Exit code of [`Outcome::Nothing`].
@@ -37,6 +38,7 @@ pub fn arguments(job: &Job) -> Vec<String> {
             .collect(),
         Job::MountStick(device) => vec!["mount-stick".to_owned(), device.clone()],
         Job::UnmountStick => vec!["unmount-stick".to_owned()],
+        Job::RecoverCrash => vec!["recover-crash".to_owned()],
     }
 }
 
@@ -73,6 +75,7 @@ pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
             .next()
             .map_or(Outcome::Failed, |device| report(mount_stick(&device))),
         Some("unmount-stick") => report(unmount_sticks()),
+        Some("recover-crash") => crash::recover(),
         Some("close-disks") => close_disks(),
         _ => {
             eprintln!("beemesh-init is the first program of a Beemesh system; the kernel starts it");

@@ -2,13 +2,14 @@
 //! never in PID 1's event loop: a driver's probe may take long.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use beemesh_init_core::modules::{InvalidIndex, ModuleIndex};
+use beemesh_init_core::modules::{InvalidIndex, ModuleIndex, parameters};
 use nix::errno::Errno;
 use nix::kmod::{ModuleInitFlags, finit_module};
 
@@ -29,6 +30,7 @@ pub enum LoaderError {
 pub struct Loader {
     base: PathBuf,
     index: ModuleIndex,
+    command_line: String,
     /// Whether a path was tried: once is enough.
     modules: Mutex<BTreeMap<String, Arc<Mutex<bool>>>>,
 }
@@ -54,6 +56,7 @@ impl Loader {
         Ok(Self {
             index: ModuleIndex::parse(&dep, &alias, &soft)?,
             base,
+            command_line: std::fs::read_to_string("/proc/cmdline").unwrap_or_default(),
             modules: Mutex::default(),
         })
     }
@@ -68,7 +71,7 @@ impl Loader {
             let mut tried = lock(&state);
             if !std::mem::replace(&mut *tried, true) {
                 count += 1;
-                errors.extend(insert(&self.base.join(path)).err());
+                errors.extend(insert(&self.base.join(path), &self.command_line).err());
             }
         }
         if errors.is_empty() { Ok(count) } else { Err(errors) }
@@ -83,14 +86,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 const SLOW_MS: u128 = 100;
 
 /// Loads one file; a module that is there already is fine, and so is a driver without its device.
-fn insert(path: &Path) -> Result<(), StepError> {
+fn insert(path: &Path, command_line: &str) -> Result<(), StepError> {
     // The kernel would read the file and check its signature before it finds that it has the module.
     if is_live(path) {
         return Ok(());
     }
     let started = Instant::now();
     let file = File::open(path).attempt("open", path)?;
-    let result = finit_module(&file, c"", ModuleInitFlags::empty());
+    // The kernel applies the command line to what it has built in only.
+    let wanted = CString::new(parameters(command_line, &name_of(path))).unwrap_or_default();
+    let result = finit_module(&file, &wanted, ModuleInitFlags::empty());
     let took = started.elapsed().as_millis();
     if took >= SLOW_MS {
         log(&format!("`{}` took {took} ms to load", path.display()));
@@ -101,12 +106,13 @@ fn insert(path: &Path) -> Result<(), StepError> {
     }
 }
 
+fn name_of(path: &Path) -> String {
+    let stem = path.file_stem().and_then(|stem| stem.to_str());
+    stem.unwrap_or_default().replace('-', "_")
+}
+
 fn is_live(path: &Path) -> bool {
-    let name = path
-        .file_stem()
-        .and_then(|stem| stem.to_str())
-        .unwrap_or_default()
-        .replace('-', "_");
+    let name = name_of(path);
     std::fs::read_to_string(format!("/sys/module/{name}/initstate")).is_ok_and(|state| state.trim() == "live")
 }
 

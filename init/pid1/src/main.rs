@@ -16,6 +16,7 @@ mod bench;
 mod cgroup;
 mod chain;
 mod console;
+mod crash;
 mod devices;
 mod driver;
 mod early;
@@ -29,6 +30,7 @@ mod power;
 mod sandbox;
 mod services;
 mod system;
+mod watchdog;
 
 use std::process::ExitCode;
 
