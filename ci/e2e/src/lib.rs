@@ -6,6 +6,7 @@ pub mod bench;
 pub mod binaries;
 pub mod guest;
 pub mod nginx;
+pub mod planted;
 pub mod site;
 
 pub use binaries::{Binaries, Ctl};
