@@ -3,7 +3,8 @@
 //! Owns the pure core and the fabric. Everything that happens becomes an event for the core; its commands are carried
 //! out in order, and what takes long is spawned and comes back as an event. A record is on disk before any later
 //! command runs: an arbiter that forgets a grant could give it twice. What waits together is taken together: one commit
-//! for the records of up to [`BATCH`] events.
+//! for the records of up to [`BATCH`] events. A disk that takes no records ends the part in the fabric, not the answers to
+//! operators: they see the log, and what was known last.
 
 mod revocation;
 
@@ -47,6 +48,10 @@ const TICK: Duration = Duration::from_millis(100);
 const CAPACITY: Duration = Duration::from_secs(1);
 /// A box that may found its cell waits this long for a member before it does.
 const FOUND_AFTER: Duration = Duration::from_millis(500);
+/// How often a state volume that failed is tried again.
+const RETRY: Duration = Duration::from_secs(30);
+/// The document by which it is tried.
+const PROBE: &str = "probe.json";
 /// Events that are taken before their records are made durable and their commands carried out.
 const BATCH: usize = 64;
 /// Results of spawned work that may wait.
@@ -132,6 +137,7 @@ impl Part {
             accepted,
             admits: true,
             quarantined: false,
+            failed: None,
         };
         driver.run(network, done).await
     }
@@ -224,6 +230,8 @@ struct Driver {
     admits: bool,
     /// It was said that no voucher is left for this box.
     quarantined: bool,
+    /// Why the state volume takes no records: from then on no command is carried out.
+    failed: Option<LedgerError>,
 }
 
 impl Driver {
@@ -273,7 +281,53 @@ impl Driver {
                 }
             }
             self.flush();
+            if let Some(error) = self.failed.take() {
+                return self.outlast(&error).await;
+            }
         }
+    }
+
+    /// Going on would break the promise that a grant is durable, so nothing is done any more but to answer. Ends when the
+    /// disk works again: the supervisor starts the agent anew.
+    async fn outlast(mut self, error: &LedgerError) -> Result<()> {
+        let message = format!(
+            "the state volume takes no records ({}): this box does no more for its fabric, and only shows its log. \
+             What you can do: switch it off and on; if this text comes again, replace its disk",
+            crate::words(error)
+        );
+        self.part
+            .journal
+            .announce("StateVolumeFailed", "node/self", &message);
+        self.part.supervisor.status("the state volume takes no records");
+        let mut beat = tokio::time::interval(supervisor::BEAT);
+        let mut retry = tokio::time::interval(RETRY);
+        loop {
+            tokio::select! {
+                _ = beat.tick() => self.part.pulse.beat(),
+                _ = retry.tick() => {
+                    let store = &self.part.store;
+                    let works = tokio::task::block_in_place(|| store.save(PROBE, &()).and_then(|()| store.remove(PROBE)));
+                    if works.is_ok() {
+                        anyhow::bail!("the state volume has failed and works again");
+                    }
+                }
+                question = self.part.questions.recv() => self.answer_idle(question.context("REST ended")?),
+                news = self.part.arriving.recv() => drop(news.context("the stick task ended")?),
+            }
+        }
+    }
+
+    fn answer_idle(&mut self, question: Query) {
+        if let Query::Change { reply, .. } = question {
+            drop(reply.send(Err(Self::no_records())));
+        } else {
+            self.answer(question);
+        }
+    }
+
+    fn no_records() -> Refused {
+        let error = "this box takes no change: its state volume failed; ask another node";
+        Refused::new(StatusCode::SERVICE_UNAVAILABLE, error)
     }
 
     fn now(&self) -> Millis {
@@ -312,6 +366,9 @@ impl Driver {
     /// Makes the records durable, then carries out everything else in its order.
     fn flush(&mut self) {
         let due = std::mem::take(&mut self.due);
+        if self.failed.is_some() {
+            return;
+        }
         let (records, rest): (Vec<Command>, Vec<Command>) = due
             .into_iter()
             .partition(|command| matches!(command, Command::Persist(_)));
@@ -326,7 +383,8 @@ impl Driver {
             // The disk may take its time: the other tasks of this thread go on meanwhile.
             let kept = tokio::task::block_in_place(|| self.ledger.keep(&records));
             if let Err(error) = kept {
-                self.state_volume_failed(&error);
+                self.failed = Some(error);
+                return;
             }
         }
         for command in rest {
@@ -420,14 +478,6 @@ impl Driver {
         if let Err(error) = self.fabric.disconnect(peer) {
             tracing::warn!(%peer, %error, "failed to disconnect");
         }
-    }
-
-    /// Going on would break the promise that a grant is durable; the supervisor starts the agent again.
-    fn state_volume_failed(&self, error: &LedgerError) {
-        self.part
-            .journal
-            .announce("StateVolumeFailed", "node/self", &crate::words(error));
-        std::process::exit(1);
     }
 
     fn start_pod(&mut self, pod: RecoveredPod, spec: WorkloadSpec, accepted_at: Millis) {
@@ -636,7 +686,10 @@ impl Driver {
         self.step(Event::Change { change, envelope });
         // The operator hears "accepted" when it is on disk.
         self.flush();
-        Ok(())
+        match self.failed {
+            Some(_) => Err(Self::no_records()),
+            None => Ok(()),
+        }
     }
 
     /// The change in an envelope that an operator of this fabric signed.

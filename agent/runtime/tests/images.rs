@@ -60,6 +60,8 @@ impl Place {
             0,
             "a refused layer is in place"
         );
+        let blobs = self.dir.path().join("images/blobs/sha256");
+        assert_eq!(fs::read_dir(blobs).unwrap().count(), 0, "a refused blob is kept");
         assert_eq!(
             fs::read_dir(self.dir.path().join("images/tmp")).unwrap().count(),
             0,

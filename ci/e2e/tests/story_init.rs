@@ -6,11 +6,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use beemesh_ci_e2e::Binaries;
+use beemesh_ci_e2e::planted::Planted;
 use beemesh_ci_testkit::{Machine, MachineConfig};
 use regex::Regex;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// What PID 1 may keep in memory (requirement P8).
@@ -18,81 +17,6 @@ const RSS_KIB: u64 = 4_096;
 const APPLETS: &[&str] = &[
     "sh", "cat", "cut", "grep", "head", "ip", "kill", "mv", "nc", "sleep", "touch", "tr",
 ];
-
-fn run(command: &mut Command) {
-    let status = command
-        .status()
-        .expect("the tool is missing: run `cargo xtask setup`");
-    assert!(status.success(), "{command:?}: {status}");
-}
-
-/// PID 1, the judge and busybox as the root image.
-fn root_image(pid1: &Path, folder: &Path) -> PathBuf {
-    let root = folder.join("root");
-    for name in [
-        "bin",
-        "dev",
-        "etc",
-        "proc",
-        "run",
-        "sys",
-        "tmp",
-        "root",
-        "usr/lib/beemesh",
-        "var/lib/beemesh",
-    ] {
-        fs::create_dir_all(root.join(name)).unwrap();
-    }
-    fs::copy(pid1, root.join("usr/lib/beemesh/beemesh-init")).unwrap();
-    let judge = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/judge");
-    fs::copy(judge, root.join("judge")).unwrap();
-    fs::copy("/bin/busybox", root.join("bin/busybox"))
-        .expect("busybox-static is missing: run `cargo xtask setup`");
-    for applet in APPLETS {
-        std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
-    }
-    let image = folder.join("initramfs/root.img");
-    let mut pack = Command::new("mksquashfs");
-    pack.arg(&root).arg(&image);
-    run(pack.args([
-        "-comp",
-        "zstd",
-        "-all-root",
-        "-noappend",
-        "-quiet",
-        "-no-progress",
-    ]));
-    image
-}
-
-/// The product's initramfs, followed by one that puts other files in the place of its `/init` and `/root.img`.
-fn initrd(binaries: &Binaries, folder: &Path) -> PathBuf {
-    let pid1 = binaries
-        .target
-        .join("planted/x86_64-unknown-linux-gnu/release/beemesh-init");
-    assert!(
-        pid1.exists(),
-        "`{}` is missing: run `cargo xtask test --only stories`",
-        pid1.display()
-    );
-    let _ = fs::remove_dir_all(folder);
-    let over = folder.join("initramfs");
-    fs::create_dir_all(&over).unwrap();
-    root_image(&pid1, folder);
-    fs::copy(&pid1, over.join("init")).unwrap();
-    let second = folder.join("second.cpio");
-    let line = "find . -type f | LC_ALL=C sort | cpio --quiet -o -H newc > \"$0\"";
-    run(Command::new("sh")
-        .arg("-c")
-        .arg(line)
-        .arg(&second)
-        .current_dir(&over));
-    let mut bytes = fs::read(binaries.artefact("initrd.cpio").unwrap()).unwrap();
-    bytes.extend(fs::read(&second).unwrap());
-    let initrd = folder.join("initrd.cpio");
-    fs::write(&initrd, bytes).unwrap();
-    initrd
-}
 
 struct Story {
     machine: Machine,
@@ -126,7 +50,12 @@ impl Story {
 fn pid_1_outlives_services_that_misbehave() {
     let binaries = Binaries::find().unwrap();
     let folder = binaries.target.join("e2e/init");
-    let initrd = initrd(&binaries, &folder);
+    let planted = Planted {
+        judge: &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/judge"),
+        applets: APPLETS,
+        modules: &[],
+    };
+    let initrd = planted.initrd(&binaries, &folder).unwrap();
     let kernel = binaries.artefact("vmlinuz").unwrap();
     let line = "console=ttyS0 quiet panic=-1 beemesh.planted";
     let config = MachineConfig::direct("init", &folder.join("machine"), &kernel, Some(&initrd), line);

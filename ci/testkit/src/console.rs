@@ -1,7 +1,7 @@
 //! What a machine says on its serial console: read all the time, cleaned, kept with the time it came, searchable.
 //!
-//! It interprets nothing but control sequences. Invariant: the reader never stops reading, so that a machine never
-//! waits for us; at most [`MAX_LINES`] lines of [`MAX_LINE`] bytes and a log of [`MAX_LOG`] bytes are kept.
+//! It interprets nothing but control sequences. Invariant: the reader never stops reading unless told to, so that a
+//! machine never waits for us; at most [`MAX_LINES`] lines of [`MAX_LINE`] bytes and a log of [`MAX_LOG`] bytes are kept.
 
 mod clean;
 mod wait;
@@ -51,6 +51,7 @@ struct State {
     /// Counts attachments, so that the end of an old one does not look like the end of the present one.
     generation: u64,
     attached: bool,
+    paused: bool,
     writer: Option<UnixStream>,
     log: Option<(File, u64)>,
 }
@@ -84,6 +85,7 @@ impl Console {
             partial_at: now,
             generation: 0,
             attached: false,
+            paused: false,
             writer: None,
             log,
         };
@@ -106,6 +108,7 @@ impl Console {
             let mut state = self.lock();
             state.generation += 1;
             state.attached = true;
+            state.paused = false;
             state.writer = Some(writer);
             state.generation
         };
@@ -131,6 +134,12 @@ impl Console {
             }
         };
         writer.write_all(text.as_bytes())
+    }
+
+    /// Stops reading, like a line that nobody listens to (what is under way is still taken), or goes on.
+    pub fn pause(&self, paused: bool) {
+        self.lock().paused = paused;
+        self.shared.changed.notify_all();
     }
 
     /// The present end of the output.
@@ -165,6 +174,7 @@ impl Console {
     fn read_all(&self, mut stream: UnixStream, generation: u64) {
         let mut chunk = [0u8; 4096];
         loop {
+            self.wait_while_paused(generation);
             match stream.read(&mut chunk) {
                 Ok(0) => break,
                 Ok(n) => self.lock().take(&chunk[..n], self.shared.made),
@@ -181,6 +191,17 @@ impl Console {
         }
         drop(state);
         self.shared.changed.notify_all();
+    }
+
+    fn wait_while_paused(&self, generation: u64) {
+        let state = self.lock();
+        let paused = |state: &mut State| state.paused && state.generation == generation;
+        drop(
+            self.shared
+                .changed
+                .wait_while(state, paused)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -13,6 +13,7 @@ mod packet;
 #[cfg(feature = "planted-faults")]
 pub mod planted;
 mod watch;
+mod watchdog;
 
 pub use child::{join_before_exec, keep_open_over_exec, yield_to_others};
 pub use clock::{RtcTime, read_rtc, slew_clock, write_rtc};
@@ -22,3 +23,4 @@ pub use loopdev::{LoopError, attach_read_only};
 pub use mounts::set_read_only;
 pub use packet::packet_socket;
 pub use watch::{WatchError, watch_directory};
+pub use watchdog::set_watchdog_timeout;

@@ -15,6 +15,7 @@
 
 pub mod backoff;
 pub mod boot;
+pub mod crash;
 pub mod ending;
 mod links;
 pub mod machine;
@@ -29,6 +30,7 @@ mod stick;
 pub mod superblock;
 pub mod uevent;
 pub mod volume;
+pub mod watchdog;
 
 pub use machine::{Command, Event, Init, Job, Outcome, Shutdown};
 pub use shutdown::LEAST_DISKS_MS;

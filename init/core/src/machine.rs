@@ -10,10 +10,11 @@ use crate::backoff::Jitter;
 use crate::links::Links;
 use crate::modules::{DISKS, URGENT, urgency};
 use crate::notify::{Ask, Notice};
-use crate::service::{Ending, Need, Readiness, Service, ServiceSpec};
+use crate::service::{Actual, Ending, Kind, Need, Readiness, Service, ServiceSpec};
 use crate::shutdown::{AFTER_KILL_MS, DISKS_UNTIL_MS, LEAST_DISKS_MS, LIMIT_MS, OTHERS_GRACE_MS, Stage};
 use crate::stick::Sticks;
 use crate::uevent::{Action, Uevent};
+use crate::watchdog::{SOFTWARE, Watchdog};
 
 /// Nobody waits longer than this for the drivers of the disks that were there at boot, in milliseconds.
 pub const COLD_PLUG_LIMIT_MS: u64 = 4_000;
@@ -75,6 +76,8 @@ pub enum Job {
         /// Those that are gone.
         gone: Vec<String>,
     },
+    /// Bring what the kernel said at its last fault from the firmware to the log and the state volume.
+    RecoverCrash,
 }
 
 /// What a job came to.
@@ -97,7 +100,7 @@ pub enum Event {
     Uevent(Uevent),
     /// Device events were lost: the kernel's buffer ran over.
     UeventsLost,
-    /// All block and input devices, after [`Command::Scan`].
+    /// All block and input devices and watchdogs, after [`Command::Scan`].
     Scanned(Vec<Uevent>),
     /// A job's child ended.
     JobEnded(Job, Outcome),
@@ -113,6 +116,17 @@ pub enum Event {
     ShutdownAsked(Shutdown),
     /// No child is left.
     NoChildren,
+    /// [`Command::OpenWatchdog`] was carried out.
+    WatchdogOpened {
+        /// How long the device waits for a sign of life, in milliseconds.
+        timeout_ms: u64,
+        /// What it calls itself.
+        name: String,
+        /// It has started the machine this time.
+        fired: bool,
+    },
+    /// [`Command::OpenWatchdog`] failed.
+    WatchdogRefused,
     /// Time has passed; comes at [`Init::deadline_ms`] at the latest.
     Tick,
 }
@@ -136,7 +150,7 @@ pub enum Command {
     Listen(&'static str),
     /// Run a job in a child; answered by [`Event::JobEnded`].
     Run(Job),
-    /// List block and input devices; answered by [`Event::Scanned`].
+    /// List block and input devices and watchdogs; answered by [`Event::Scanned`].
     Scan,
     /// Write the stick's status.
     WriteStick {
@@ -149,6 +163,11 @@ pub enum Command {
     AnnounceSettled,
     /// Listen for the power button on this input device (name below `/dev`).
     WatchInput(String),
+    /// Open this watchdog (name below `/dev`) for good, with [`crate::watchdog::TIMEOUT_S`]; answered by
+    /// [`Event::WatchdogOpened`] or [`Event::WatchdogRefused`].
+    OpenWatchdog(String),
+    /// Give the watchdog a sign of life.
+    PetWatchdog,
     /// SIGTERM to every process.
     TerminateEveryone,
     /// SIGKILL to every process.
@@ -177,6 +196,15 @@ pub struct Init {
     /// Every service has been as it should be.
     up: bool,
     shutdown: Option<Way>,
+    watchdog: Watchdog,
+    crash: Recovery,
+}
+
+/// Whether what is left of the last fault was looked for.
+#[derive(Debug, Default)]
+struct Recovery {
+    drivers_loaded: bool,
+    asked: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -225,6 +253,8 @@ impl Init {
             served: BTreeSet::new(),
             up: false,
             shutdown: None,
+            watchdog: Watchdog::default(),
+            crash: Recovery::default(),
         }
     }
 
@@ -260,7 +290,8 @@ impl Init {
             Stage::Others { kill_at_ms } => kill_at_ms.min(way.limit_ms),
             Stage::Services | Stage::Finished => way.limit_ms,
         });
-        services.chain(settle).chain(rest).chain(way).min()
+        let pet = self.watchdog.deadline_ms().filter(|_| self.shutdown.is_none());
+        services.chain(settle).chain(rest).chain(way).chain(pet).min()
     }
 
     fn is_finished(&self) -> bool {
@@ -280,13 +311,39 @@ impl Init {
                 .iter_mut()
                 .filter_map(|service| service.tick(now_ms)),
         );
+        commands.extend(self.give_up(now_ms));
         commands.extend(self.descend(now_ms));
         if self.shutdown.is_none() && self.cold_plug.limit_ms.is_some() {
             commands.extend(self.start_services(now_ms));
+            commands.extend(self.recover_crash());
+            commands.extend(self.watchdog.pet(now_ms));
         }
         commands.extend(self.link_devices());
         self.up |= self.services.iter().all(Service::is_as_wanted);
         commands
+    }
+
+    /// A vital service that does not come back takes the machine with it: a new start is the last thing that may help.
+    fn give_up(&mut self, now_ms: u64) -> Vec<Command> {
+        let lost = |service: &mut Service| service.is_lost(now_ms).then_some(service.spec.name);
+        let Some(name) = self.services.iter_mut().find_map(lost) else {
+            return Vec::new();
+        };
+        if self.shutdown.is_some() {
+            return Vec::new();
+        }
+        let line = format!("beemesh: the service `{name}` does not come back: this machine starts again");
+        let mut commands = vec![Command::Say(line)];
+        commands.extend(self.ask_shutdown(now_ms, Shutdown::Reboot));
+        commands
+    }
+
+    /// Once, when the state volume is there (or is known to be missing) and the driver of the firmware's storage is.
+    fn recover_crash(&mut self) -> Option<Command> {
+        let done = |service: &Service| service.spec.kind != Kind::Oneshot || service.actual == Actual::Ended;
+        let now = !self.crash.asked && self.crash.drivers_loaded && self.services.iter().all(done);
+        self.crash.asked |= now;
+        now.then_some(Command::Run(Job::RecoverCrash))
     }
 
     fn take(&mut self, now_ms: u64, event: Event) -> Vec<Command> {
@@ -341,6 +398,29 @@ impl Init {
                     .unwrap_or_default()
             }
             Event::ShutdownAsked(kind) => self.ask_shutdown(now_ms, kind),
+            Event::WatchdogOpened {
+                timeout_ms,
+                name,
+                fired,
+            } => {
+                self.watchdog.opened(now_ms, timeout_ms);
+                let line = format!(
+                    "beemesh: this machine did not answer and was started again by its watchdog ({name})"
+                );
+                fired.then_some(Command::Say(line)).into_iter().collect()
+            }
+            Event::WatchdogRefused => {
+                self.watchdog.refused();
+                self.software_watchdog()
+            }
+        }
+    }
+
+    fn software_watchdog(&mut self) -> Vec<Command> {
+        if self.shutdown.is_none() && self.watchdog.wants_software() {
+            self.wish(DISKS, SOFTWARE.to_owned())
+        } else {
+            Vec::new()
         }
     }
 
@@ -446,6 +526,7 @@ impl Init {
             ("block", Action::Remove) => self.sticks.vanished(&device),
             ("block", Action::Change) if uevent.medium_changed => self.sticks.changed(&device),
             ("input", Action::Add) if device.starts_with("input/event") => vec![Command::WatchInput(device)],
+            ("watchdog", Action::Add) => self.watchdog.appeared(&device).into_iter().collect(),
             _ => Vec::new(),
         };
         commands.extend(found);
@@ -460,20 +541,21 @@ impl Init {
                 .filter_map(|d| d.devname.clone())
                 .collect()
         };
-        let (blocks, inputs) = (named("block"), named("input"));
+        let (blocks, inputs, watchdogs) = (named("block"), named("input"), named("watchdog"));
         self.links.reconcile(&blocks);
         let mut commands = self.sticks.reconcile(&blocks);
         let events = inputs
             .into_iter()
             .filter(|device| device.starts_with("input/event"));
         commands.extend(events.map(Command::WatchInput));
+        commands.extend(watchdogs.iter().filter_map(|name| self.watchdog.appeared(name)));
         self.unless_going_down(commands)
     }
 
-    /// On the way down no new child is started.
+    /// On the way down no new child is started, and no watchdog either.
     fn unless_going_down(&self, mut commands: Vec<Command>) -> Vec<Command> {
         if self.shutdown.is_some() {
-            commands.retain(|command| !matches!(command, Command::Run(_)));
+            commands.retain(|command| !matches!(command, Command::Run(_) | Command::OpenWatchdog(_)));
         }
         commands
     }
@@ -539,7 +621,11 @@ impl Init {
                     Vec::new()
                 }
             }
-            Job::ColdPlugRest => Vec::new(),
+            Job::ColdPlugRest => {
+                self.crash.drivers_loaded = true;
+                self.watchdog.drivers_loaded();
+                self.software_watchdog()
+            }
             Job::LoadModules(batch) => {
                 self.loaders = self.loaders.saturating_sub(1);
                 self.disk_loaders.retain(|disks| *disks != batch);
@@ -551,6 +637,7 @@ impl Init {
                 self.links.ended(&there, &gone);
                 Vec::new()
             }
+            Job::RecoverCrash => Vec::new(),
         };
         self.unless_going_down(commands)
     }
@@ -574,7 +661,8 @@ impl Init {
             Shutdown::Reboot => "starting again",
             Shutdown::Halt => "stopping for good",
         };
-        vec![Command::Say(format!("beemesh: {what}; please wait"))]
+        let say = Command::Say(format!("beemesh: {what}; please wait"));
+        std::iter::once(say).chain(self.watchdog.last_pet()).collect()
     }
 
     fn nobody_left(&mut self, now_ms: u64) -> Vec<Command> {

@@ -265,6 +265,8 @@ fn disks_are_settled_when_those_that_the_cold_plug_uncovered_have_their_modules_
         init.step(35, Event::JobEnded(Job::ColdPlug, Outcome::Done))
             .is_empty()
     );
+    let commands = init.step(40, Event::JobEnded(Job::ColdPlugRest, Outcome::Done));
+    assert!(!commands.contains(&Command::AnnounceSettled), "said once");
 }
 
 #[test]
@@ -398,7 +400,7 @@ fn hundred_failures_in_a_row_never_pause_longer_than_the_ceiling_and_say_few_lin
         init.step(now, Event::Started("agent"));
         now += 10;
     }
-    assert_eq!(lines, 7, "the failures 1, 2, 4, ... 64");
+    assert_eq!(lines, 8, "the failures 1, 2, 4, ... 64, and once what to do");
 }
 
 #[test]
@@ -634,6 +636,35 @@ fn controlled() -> Init {
     init
 }
 
+fn watchdog(name: &str) -> Event {
+    let Event::Uevent(uevent) = block(Action::Add, name) else {
+        unreachable!()
+    };
+    let subsystem = "watchdog".to_owned();
+    Event::Uevent(Uevent { subsystem, ..uevent })
+}
+
+fn opened(fired: bool) -> Event {
+    let (timeout_ms, name) = (60_000, "a timer".to_owned());
+    Event::WatchdogOpened {
+        timeout_ms,
+        name,
+        fired,
+    }
+}
+
+const VITAL_MS: u64 = 600_000;
+
+/// A machine whose agent is ready and whose watchdog is held, at 10 ms.
+fn watched() -> Init {
+    let mut init = running();
+    init.step(6, notice("agent", "READY=1\nWATCHDOG_USEC=600000000"));
+    let commands = init.step(7, watchdog("watchdog0"));
+    assert!(commands.contains(&Command::OpenWatchdog("watchdog0".into())));
+    init.step(10, opened(false));
+    init
+}
+
 #[test]
 fn service_with_a_socket_runs_when_somebody_connects_and_until_it_has_nothing_to_do() {
     let mut init = controlled();
@@ -731,6 +762,92 @@ fn oneshots_on_demand_services_and_strangers_cannot_be_asked_for_anything() {
     assert!(init.step(11_002, asks("start net")).is_empty(), "too late");
 }
 
+#[test]
+fn watchdog_is_petted_in_time_and_for_the_last_time_when_the_way_down_begins() {
+    let mut init = watched();
+    assert_eq!(init.deadline_ms(), Some(15_010));
+    assert_eq!(init.step(15_010, Event::Tick), [Command::PetWatchdog]);
+    let commands = init.step(16_000, Event::ShutdownAsked(Shutdown::Reboot));
+    assert!(commands.contains(&Command::PetWatchdog));
+    while let Some(due) = init.deadline_ms() {
+        let commands = init.step(due, Event::Tick);
+        assert!(!commands.contains(&Command::PetWatchdog), "{commands:?}");
+        assert!(due <= 16_000 + LIMIT_MS + AFTER_KILL_MS);
+    }
+}
+
+#[test]
+fn machine_starts_again_in_order_when_the_agent_does_not_come_back() {
+    let mut init = watched();
+    let mut now = 20;
+    init.step(now, Event::Ended("agent", Ending::Exited(1)));
+    let mut pets = 0;
+    loop {
+        now = init.deadline_ms().unwrap();
+        let commands = init.step(now, Event::Tick);
+        if commands.contains(&Command::Start("agent")) {
+            init.step(now, Event::Started("agent"));
+            init.step(now, Event::Ended("agent", Ending::Exited(1)));
+        }
+        if says(
+            &commands,
+            "the service `agent` does not come back: this machine starts again",
+        ) {
+            assert!(
+                commands.contains(&Command::Terminate("net"))
+                    || commands.contains(&Command::Terminate("logd"))
+            );
+            break;
+        }
+        pets += commands.iter().filter(|c| **c == Command::PetWatchdog).count();
+    }
+    assert_eq!(now, 20 + VITAL_MS);
+    assert!((39..=40).contains(&pets), "{pets}");
+}
+
+#[test]
+fn machine_without_a_watchdog_chip_gets_the_kernels_timer_when_all_drivers_are_loaded() {
+    let mut init = running();
+    let commands = init.step(20, Event::JobEnded(Job::ColdPlugRest, Outcome::Done));
+    let softdog = Job::LoadModules(vec!["softdog".into()]);
+    assert!(commands.contains(&Command::Run(softdog)), "{commands:?}");
+    let mut init = watched();
+    let commands = init.step(20, Event::JobEnded(Job::ColdPlugRest, Outcome::Done));
+    assert!(
+        !commands
+            .iter()
+            .any(|c| matches!(c, Command::Run(Job::LoadModules(_)))),
+        "{commands:?}"
+    );
+}
+
+#[test]
+fn reset_by_the_watchdog_is_said() {
+    let mut init = running();
+    init.step(7, watchdog("watchdog0"));
+    assert!(says(
+        &init.step(8, opened(true)),
+        "was started again by its watchdog (a timer)"
+    ));
+}
+
+#[test]
+fn last_fault_is_looked_for_once_when_the_state_volume_and_the_drivers_are_there() {
+    let recover = Command::Run(Job::RecoverCrash);
+    let (mut init, _) = booted();
+    init.step(1, Event::Started("unlock"));
+    init.step(2, Event::JobEnded(Job::ColdPlug, Outcome::Done));
+    let commands = init.step(3, Event::JobEnded(Job::ColdPlugRest, Outcome::Done));
+    assert!(!commands.contains(&recover));
+    let commands = init.step(4, Event::Ended("unlock", Ending::Exited(0)));
+    assert!(commands.contains(&recover));
+    let commands = init.step(5, Event::JobEnded(Job::RecoverCrash, Outcome::Nothing));
+    assert!(!commands.contains(&recover));
+    let mut init = running();
+    let commands = init.step(20, Event::JobEnded(Job::ColdPlugRest, Outcome::Done));
+    assert!(commands.contains(&recover));
+}
+
 #[derive(Debug, Clone)]
 enum Act {
     Wait(u64),
@@ -747,6 +864,9 @@ enum Act {
     Demand,
     /// The control service passes on a wish, if it runs.
     Ask(u8, u8),
+    Watchdog(u8),
+    /// The opening of a watchdog is answered; `true`: it works.
+    WatchdogAnswer(bool),
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -763,6 +883,8 @@ fn act() -> impl Strategy<Value = Act> {
         1 => Just(Act::Nobody),
         1 => Just(Act::Demand),
         4 => (0u8..5, 0u8..3).prop_map(|(s, w)| Act::Ask(s, w)),
+        1 => (0u8..4).prop_map(Act::Watchdog),
+        2 => any::<bool>().prop_map(Act::WatchdogAnswer),
     ]
 }
 
@@ -792,11 +914,18 @@ struct World {
     disks_until: u64,
     /// Was asked to be stopped, and has stopped, and not been asked for since.
     stopped: BTreeSet<&'static str>,
+    opening: bool,
+    held: bool,
+    /// Since when the agent has been neither ready nor waiting.
+    unwell_since: Option<u64>,
 }
 
 impl World {
     fn feed(&mut self, event: Event) {
         let before_down = self.shutdown_at.is_some();
+        let lost = self
+            .unwell_since
+            .is_some_and(|since| self.now - since >= VITAL_MS);
         if matches!(event, Event::ShutdownAsked(_)) && self.shutdown_at.is_none() {
             self.shutdown_at = Some(self.now);
         }
@@ -841,10 +970,31 @@ impl World {
                     self.disks_ms = disks_ms;
                     self.disks_until = self.now + disks_ms;
                 }
+                Command::Say(line) if line.contains("this machine starts again") => {
+                    assert!(lost && !before_down, "{line}");
+                    self.shutdown_at = Some(self.now);
+                }
+                Command::OpenWatchdog(_) => {
+                    assert!(!self.held && !std::mem::replace(&mut self.opening, true));
+                }
+                // The last one begins the way down.
+                Command::PetWatchdog => {
+                    assert!(self.held && !before_down);
+                    assert!(!lost || self.shutdown_at == Some(self.now));
+                }
                 _ => {}
             }
         }
+        let agent = &self.init.services()[3];
+        match agent.actual {
+            Actual::Waiting | Actual::Running { ready: true, .. } => self.unwell_since = None,
+            _ => drop(self.unwell_since.get_or_insert(self.now)),
+        }
         self.invariant_deadlines_hold();
+        if self.held && self.shutdown_at.is_none() {
+            let next = self.init.watchdog.deadline_ms().unwrap();
+            assert!(next > self.now && next <= self.now + 15_000, "no sign of life");
+        }
     }
 
     /// Nothing that should have been killed or started by now was passed over, and a oneshot is not tried for ever.
@@ -940,6 +1090,15 @@ impl World {
                 self.feed(asks(&format!("{word} {name}")));
             }
             Act::Nobody if self.alive.is_empty() && self.starting.is_empty() => self.feed(Event::NoChildren),
+            Act::Watchdog(number) => self.feed(watchdog(&format!("watchdog{number}"))),
+            Act::WatchdogAnswer(works) if std::mem::take(&mut self.opening) => {
+                self.held = works;
+                self.feed(if works {
+                    opened(false)
+                } else {
+                    Event::WatchdogRefused
+                });
+            }
             _ => {}
         }
     }
@@ -961,6 +1120,9 @@ proptest! {
             disks_ms: 0,
             disks_until: 0,
             stopped: BTreeSet::new(),
+            opening: false,
+            held: false,
+            unwell_since: None,
         };
         world.feed(Event::Booted);
         for act in acts {

@@ -182,6 +182,19 @@ impl Plan<'_> {
     }
 }
 
+/// The parameters that the kernel's command line gives to a module (`name.parameter=value`, `-` and `_` being the same in
+/// a name), as modprobe(8) hands them over.
+#[must_use]
+pub fn parameters(command_line: &str, module: &str) -> String {
+    let of_module = |word: &&str| {
+        let name = word.split_once('.').map(|(name, _)| name);
+        name.is_some_and(|name| !name.contains('=') && name_of(name) == name_of(module))
+    };
+    let words = command_line.split_whitespace().filter(of_module);
+    let given: Vec<&str> = words.filter_map(|word| Some(word.split_once('.')?.1)).collect();
+    given.join(" ")
+}
+
 /// What stands below this urgency is loaded before the boot goes on; the rest follows at low priority.
 pub const URGENT: u8 = 3;
 /// The most urgent: what a disk or a stick hangs on.
@@ -411,6 +424,14 @@ mod tests {
             ModuleIndex::parse(String::new(), long, ""),
             Err(InvalidIndex::TooLong("modules.alias", _))
         ));
+    }
+
+    #[test]
+    fn command_line_gives_a_module_its_own_parameters_only() {
+        let line = "quiet usb-storage.delay_use=0 softdog.soft_panic=1 softdog.soft_margin=9 root=a.softdog.x=1 panic=3";
+        assert_eq!(parameters(line, "softdog"), "soft_panic=1 soft_margin=9");
+        assert_eq!(parameters(line, "usb_storage"), "delay_use=0");
+        assert_eq!(parameters(line, "root"), "");
     }
 
     #[test]

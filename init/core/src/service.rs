@@ -33,6 +33,9 @@ pub const EXTENSION_LIMIT_MS: u64 = 300_000;
 pub const WATCHDOG_RANGE_MS: std::ops::RangeInclusive<u64> = 1_000..=600_000;
 /// Failures in a row before `READY=1` after which stored descriptors are dropped.
 pub const UNREADY_LIMIT: u32 = 8;
+/// What a person can do when a vital service fails so often.
+const HELPLESS: &str = "beemesh: without it this machine is no use to its fabric. What you can do: switch it off and on once; if \
+                        these lines come again, please read them to your support.";
 
 /// A service with a socket that ends sooner than this has not served who woke it, in milliseconds: that is a failure, or the
 /// two would wake each other without end.
@@ -125,6 +128,8 @@ pub struct Service {
     /// It ends because somebody asked that it is started again.
     restarting: bool,
     ran: bool,
+    /// Since when it has been neither ready nor waiting for others.
+    unwell_since_ms: Option<u64>,
 }
 
 impl Service {
@@ -145,6 +150,7 @@ impl Service {
             demanded: false,
             restarting: false,
             ran: false,
+            unwell_since_ms: None,
         }
     }
 
@@ -324,6 +330,9 @@ impl Service {
                 };
                 commands.push(Command::Say(format!("{what}{times}; it is started again")));
             }
+            if self.failures == UNREADY_LIMIT && self.spec.vital_ms.is_some() {
+                commands.push(Command::Say(HELPLESS.to_owned()));
+            }
         }
         commands
     }
@@ -455,14 +464,37 @@ impl Service {
         self.kill(reason)
     }
 
-    /// When [`Self::tick`] or [`Self::start`] has something to do.
+    /// It is vital, should run, and was not ready for longer than the machine can do without it.
+    pub(crate) fn is_lost(&mut self, now_ms: u64) -> bool {
+        let Some(vital_ms) = self.spec.vital_ms.filter(|_| self.desired == Desired::Up) else {
+            return false;
+        };
+        if matches!(self.actual, Actual::Waiting | Actual::Running { ready: true, .. }) {
+            self.unwell_since_ms = None;
+        } else {
+            self.unwell_since_ms.get_or_insert(now_ms);
+        }
+        self.unwell_since_ms
+            .is_some_and(|since| now_ms.saturating_sub(since) >= vital_ms)
+    }
+
+    /// When [`Self::tick`], [`Self::start`] or [`Self::is_lost`] has something to do.
     #[must_use]
     pub fn deadline_ms(&self) -> Option<u64> {
-        match self.actual {
+        let own = match self.actual {
             Actual::Stopping { kill_at_ms, .. } => Some(kill_at_ms),
             Actual::Paused { until_ms } => Some(until_ms),
             Actual::Running { kill_at_ms, .. } => kill_at_ms,
             _ => None,
-        }
+        };
+        let vital_ms = self
+            .spec
+            .vital_ms
+            .filter(|_| self.desired == Desired::Up)
+            .unwrap_or(u64::MAX);
+        let lost = self.unwell_since_ms.map(|since| since.saturating_add(vital_ms));
+        own.into_iter()
+            .chain(lost.filter(|_| self.desired == Desired::Up))
+            .min()
     }
 }

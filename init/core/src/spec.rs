@@ -156,6 +156,9 @@ pub struct ServiceSpec {
     pub start_limit_ms: u64,
     /// Once ready it must say `WATCHDOG=1` at least this often, in milliseconds.
     pub watchdog_ms: Option<u64>,
+    /// The machine is worth nothing without it: when it was not ready for so long, in milliseconds, the machine starts
+    /// again. The time in which it waits for its needs does not count: those have limits of their own.
+    pub vital_ms: Option<u64>,
     /// From SIGTERM to SIGKILL, in milliseconds.
     pub grace_ms: u64,
     /// The pauses between two starts.
@@ -187,6 +190,7 @@ impl ServiceSpec {
             readiness: Readiness::Started,
             start_limit_ms: 60_000,
             watchdog_ms: None,
+            vital_ms: None,
             grace_ms: 2_000,
             restart: Restart::DEFAULT,
             stored_limit: 0,
@@ -322,6 +326,7 @@ fn agent() -> ServiceSpec {
         readiness: Readiness::Notified,
         start_limit_ms: 240_000,
         watchdog_ms: Some(30_000),
+        vital_ms: Some(600_000),
         grace_ms: 8_000,
         stored_limit: 8,
         limits: Limits {
@@ -426,6 +431,17 @@ mod tests {
                 "{path}"
             );
         }
+    }
+
+    #[test]
+    fn machine_does_not_give_up_a_service_that_is_still_in_its_time_to_start() {
+        let longest = |spec: &ServiceSpec| spec.start_limit_ms + crate::service::EXTENSION_LIMIT_MS;
+        let vital: Vec<ServiceSpec> = product_services()
+            .into_iter()
+            .filter(|spec| spec.vital_ms.is_some())
+            .collect();
+        assert_eq!(vital.iter().map(|spec| spec.name).collect::<Vec<_>>(), ["agent"]);
+        assert!(vital.iter().all(|spec| spec.vital_ms > Some(longest(spec))));
     }
 
     #[test]

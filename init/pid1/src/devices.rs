@@ -74,10 +74,10 @@ impl UeventSocket {
     }
 }
 
-/// All block and input devices that sysfs shows.
+/// All block and input devices and watchdogs that sysfs shows.
 pub fn scan() -> Vec<Uevent> {
     let mut devices = Vec::new();
-    for subsystem in ["block", "input"] {
+    for subsystem in ["block", "input", "watchdog"] {
         for entry in fs::read_dir(format!("/sys/class/{subsystem}"))
             .into_iter()
             .flatten()

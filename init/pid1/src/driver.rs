@@ -29,7 +29,7 @@ use crate::logs::ServiceLog;
 use crate::phases::PhaseTimes;
 use crate::power::PowerButtons;
 use crate::services::{PATH, Process};
-use crate::{Fatal, SELF, bench, emergency, jobs, system};
+use crate::{Fatal, SELF, bench, emergency, jobs, system, watchdog};
 
 /// Events of epoll taken at once.
 const BATCH: usize = 32;
@@ -336,7 +336,7 @@ impl Driver {
 
     fn read_request(&mut self) {
         #[cfg(feature = "planted-faults")]
-        crate::planted::panic_if_asked();
+        crate::planted::fault_if_asked();
         let mut buffer = [0; 4096];
         while nix::unistd::read(&self.run_directory, &mut buffer).is_ok_and(|count| count > 0) {}
         let Ok(text) = std::fs::read_to_string(path::SHUTDOWN) else {
@@ -391,6 +391,12 @@ impl Driver {
                 }
             }
             Command::WatchInput(name) => self.watch_input(&name),
+            Command::OpenWatchdog(name) => self.queue.push_back(watchdog::open(&name)),
+            Command::PetWatchdog => {
+                if let Err(error) = watchdog::pet() {
+                    crate::logs::record(&format!("the watchdog takes no sign of life: {error}"));
+                }
+            }
             Command::TerminateEveryone => self.signal_everyone(Signal::SIGTERM),
             Command::KillEveryone => self.signal_everyone(Signal::SIGKILL),
             Command::Finish { how, disks_ms } => self.finish(how, disks_ms),

@@ -17,6 +17,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::chain::{Attempt, StepError, words};
 use crate::closing::close_disks;
+use crate::crash;
 use crate::links::link_devices;
 use crate::loader::{Loader, log};
 
@@ -46,6 +47,7 @@ pub fn arguments(job: &Job) -> Vec<String> {
             let verb = std::iter::once("link-devices".to_owned());
             verb.chain(gone).chain(there).collect()
         }
+        Job::RecoverCrash => vec!["recover-crash".to_owned()],
     }
 }
 
@@ -88,6 +90,7 @@ pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
             let ms = arguments.next().and_then(|text| text.parse().ok());
             close_disks(Duration::from_millis(ms.unwrap_or(LEAST_DISKS_MS)))
         }
+        Some("recover-crash") => crash::recover(),
         _ => {
             eprintln!("beemesh-init is the first program of a Beemesh system; the kernel starts it");
             return ExitCode::from(2);

@@ -2,14 +2,14 @@
 //! never in PID 1's event loop: a driver's probe may take long.
 
 use std::collections::BTreeMap;
-use std::ffi::CStr;
+use std::ffi::CString;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use beemesh_init_core::modules::{InvalidIndex, ModuleIndex};
+use beemesh_init_core::modules::{InvalidIndex, ModuleIndex, parameters};
 use nix::errno::Errno;
 use nix::kmod::{ModuleInitFlags, finit_module};
 
@@ -30,6 +30,7 @@ pub enum LoaderError {
 pub struct Loader {
     base: PathBuf,
     index: ModuleIndex,
+    command_line: String,
     /// Whether a path was tried: once is enough.
     modules: Mutex<BTreeMap<String, Arc<Mutex<bool>>>>,
 }
@@ -55,6 +56,7 @@ impl Loader {
         Ok(Self {
             index: ModuleIndex::parse(dep, alias, &soft)?,
             base,
+            command_line: std::fs::read_to_string("/proc/cmdline").unwrap_or_default(),
             modules: Mutex::default(),
         })
     }
@@ -69,7 +71,7 @@ impl Loader {
             let mut tried = lock(&state);
             if !std::mem::replace(&mut *tried, true) {
                 count += 1;
-                errors.extend(insert(&self.base.join(path)).err());
+                errors.extend(insert(&self.base.join(path), &self.command_line).err());
             }
         }
         if errors.is_empty() { Ok(count) } else { Err(errors) }
@@ -86,7 +88,7 @@ const SLOW_MS: u128 = 100;
 const COMING_LIMIT: Duration = Duration::from_secs(10);
 
 /// Loads one file; a module that is there already is fine, and so is a driver without its device.
-fn insert(path: &Path) -> Result<(), StepError> {
+fn insert(path: &Path, command_line: &str) -> Result<(), StepError> {
     // The kernel would read the file and check its signature before it finds that it has the module.
     let mut state = state_of(path);
     let until = Instant::now() + COMING_LIMIT;
@@ -99,8 +101,9 @@ fn insert(path: &Path) -> Result<(), StepError> {
     }
     let started = Instant::now();
     let file = File::open(path).attempt("open", path)?;
-    let parameters = if awaits_probes(path) { c"" } else { NO_WAIT };
-    let result = finit_module(&file, parameters, ModuleInitFlags::empty());
+    // The kernel applies the command line to what it has built in only.
+    let wanted = CString::new(parameters(command_line, &name_of(path))).unwrap_or_default();
+    let result = finit_module(&file, &wanted, ModuleInitFlags::empty());
     let took = started.elapsed().as_millis();
     if took >= SLOW_MS {
         log(&format!("`{}` took {took} ms to load", path.display()));
@@ -111,54 +114,18 @@ fn insert(path: &Path) -> Result<(), StepError> {
     }
 }
 
-/// Without this the kernel ends the loading of any module only when all probes have ended that run at that moment: a
-/// SATA controller without disks would hold up the file systems and the USB stick for half a second. Source: linux
-/// `kernel/module/main.c`, `do_init_module`.
-const NO_WAIT: &CStr = c"async_probe";
-/// Below `kernel/drivers`: whose disks must be there when their module is.
-const DISK_DRIVERS: [&str; 9] = [
-    "ata", "block", "hv", "message", "mmc", "nvme", "scsi", "virtio", "nvdimm",
-];
-
-fn awaits_probes(path: &Path) -> bool {
-    let mut parts = path.iter().skip_while(|part| *part != "drivers").skip(1);
-    parts
-        .next()
-        .is_some_and(|kind| DISK_DRIVERS.iter().any(|disks| kind == *disks))
+fn name_of(path: &Path) -> String {
+    let stem = path.file_stem().and_then(|stem| stem.to_str());
+    stem.unwrap_or_default().replace('-', "_")
 }
 
 /// What the kernel says of a module: `coming` while its driver starts, `live`, or nothing at all.
 fn state_of(path: &Path) -> Option<String> {
-    let name = path.file_stem()?.to_str()?.replace('-', "_");
-    let text = std::fs::read_to_string(format!("/sys/module/{name}/initstate")).ok()?;
+    let text = std::fs::read_to_string(format!("/sys/module/{}/initstate", name_of(path))).ok()?;
     Some(text.trim().to_owned())
 }
 
 /// One line, in one write: two threads print here.
 pub fn log(line: &str) {
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_drivers_of_disks_wait_for_their_probes() {
-        let base = Path::new("/lib/modules/6.1.0-56-amd64/kernel");
-        for waits in [
-            "drivers/ata/ahci.ko",
-            "drivers/nvme/host/nvme.ko",
-            "drivers/scsi/sd_mod.ko",
-        ] {
-            assert!(awaits_probes(&base.join(waits)), "{waits}");
-        }
-        for not in [
-            "fs/ext4/ext4.ko",
-            "drivers/usb/host/xhci-pci.ko",
-            "arch/x86/crypto/aesni-intel.ko",
-        ] {
-            assert!(!awaits_probes(&base.join(not)), "{not}");
-        }
-    }
 }

@@ -18,6 +18,7 @@ mod chain;
 mod changes;
 mod closing;
 mod console;
+mod crash;
 mod devices;
 mod driver;
 mod early;
@@ -33,6 +34,7 @@ mod power;
 mod sandbox;
 mod services;
 mod system;
+mod watchdog;
 
 use std::process::ExitCode;
 

@@ -2,7 +2,8 @@
 //! the product.
 //!
 //! With the word `beemesh.planted` on the kernel's command line these services run in place of the product's. Each waits
-//! until a test asks for its fault with the file [`TRIGGERS`]`/<name>`.
+//! until a test asks for its fault with the file [`TRIGGERS`]`/<name>`. PID 1 itself is asked with [`PANIC`] and [`HANG`], and
+//! `beemesh.planted-watchdog=SECONDS` and `beemesh.planted-emergency=SECONDS` shorten what takes a minute in the product.
 
 use std::fs;
 use std::io::Write;
@@ -24,6 +25,8 @@ use crate::SELF;
 const TRIGGERS: &str = "/run/beemesh/planted";
 /// PID 1 panics when this file appears in the runtime directory (an atomic rename or a close after writing).
 const PANIC: &str = "/run/beemesh/planted-panic";
+/// PID 1 does nothing any more when this file appears.
+const HANG: &str = "/run/beemesh/planted-hang";
 /// Where the service that keeps its socket listens.
 const DOOR: &str = "0.0.0.0:7";
 /// Orphans at a time, below the service's limit of processes.
@@ -108,6 +111,12 @@ pub fn services() -> Vec<ServiceSpec> {
         },
         control(),
         ServiceSpec {
+            watchdog_ms: Some(2_000),
+            vital_ms: Some(5_000),
+            readiness: Readiness::Notified,
+            ..faulty("vital", &["planted", "vital"])
+        },
+        ServiceSpec {
             needs: vec![Need::Service("door")],
             limits: Limits { tasks: 500, ..limits },
             sandbox: OPEN,
@@ -121,11 +130,21 @@ pub fn prepare() {
     let _ = fs::create_dir_all(TRIGGERS);
 }
 
-/// PID 1 panics when a test asks for it.
+/// The number behind a word of the kernel's command line.
+pub fn seconds(word: &str) -> Option<u32> {
+    let line = fs::read_to_string("/proc/cmdline").ok()?;
+    let mut words = line.split_whitespace().filter_map(|other| other.split_once('='));
+    words.find(|(name, _)| *name == word)?.1.parse().ok()
+}
+
+/// PID 1 panics or hangs when a test asks for it.
 #[allow(clippy::panic, reason = "this is what the fault is")]
-pub fn panic_if_asked() {
+pub fn fault_if_asked() {
     if Path::new(PANIC).exists() {
         panic!("planted fault");
+    }
+    while Path::new(HANG).exists() {
+        std::thread::sleep(Duration::from_secs(3_600));
     }
 }
 
@@ -139,6 +158,17 @@ pub fn run(name: &str) {
             loop {
                 std::thread::sleep(Duration::from_secs(3_600));
             }
+        }
+        // Does not even start any more, once asked: the request stays.
+        "vital" => {
+            if !trigger("vital").exists() {
+                say(b"READY=1", &[]);
+                while !trigger("vital").exists() {
+                    say(b"WATCHDOG=1", &[]);
+                    std::thread::sleep(Duration::from_millis(500));
+                }
+            }
+            std::process::exit(1);
         }
         _ => wait_for(name),
     }

@@ -17,6 +17,8 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use crate::SELF;
 use crate::chain::{Attempt, StepError};
 
+/// Seconds from a panic to the new start; 0: never.
+const PANIC: &str = "/proc/sys/kernel/panic";
 /// Open files that a service may have: soft and hard.
 const OPEN_FILES: (u64, u64) = (65_536, 1_048_576);
 
@@ -84,6 +86,11 @@ pub fn prepare(started_ms: u64) -> Result<(), StepError> {
     make_static_nodes();
     let _ = nix::unistd::sethostname("beemesh");
     let _ = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1);
+    // A kernel that has had a fault is not to be trusted with disks: it panics, and panics end in a new start.
+    let _ = fs::write("/proc/sys/kernel/panic_on_oops", "1");
+    if fs::read_to_string(PANIC).is_ok_and(|seconds| seconds.trim() == "0") {
+        let _ = fs::write(PANIC, "10");
+    }
     // Ctrl-Alt-Del becomes a signal, and the way down is orderly.
     let _ = nix::sys::reboot::set_cad_enabled(false);
     write_atomically(path::BOOT_STARTED, &started_ms.to_string())

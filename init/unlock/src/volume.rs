@@ -27,6 +27,11 @@ const MMC_HOSTS: &str = "/sys/class/mmc_host";
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(25);
 
+const NO_DISK: &str = "no state volume and no blank built-in disk was found";
+const BLANK: &str = "put in a blank disk and switch it off and on";
+const BACK: &str =
+    "make the named cause undone and switch it off and on, or put in a blank disk in place of that one";
+
 /// Why there is no state volume on a disk.
 #[derive(Debug, thiserror::Error)]
 enum VolumeError {
@@ -72,12 +77,17 @@ pub fn provide(tpm: &dyn Fn() -> Box<dyn Tpm>, target: &Path) -> StateStatus {
         }
     }
     let why = if failures.is_empty() {
-        "no state volume and no blank built-in disk was found".to_owned()
+        NO_DISK.to_owned()
     } else {
         failures.join("; ")
     };
     let message = match filesystem::mount_memory(target) {
-        Ok(()) => format!("{why}: this machine forgets everything when it is switched off"),
+        Ok(()) => {
+            let remedy = if failures.is_empty() { BLANK } else { BACK };
+            format!(
+                "{why}: this machine forgets everything when it is switched off. What you can do: {remedy}"
+            )
+        }
         Err(error) => format!("{why}; and no memory volume: {}", chain(&error)),
     };
     StateStatus {

@@ -153,6 +153,10 @@ impl ImageStore {
         let result = Source::archive(input, &staging, &self.limits)
             .and_then(|source| self.import(&writing, &source, name, &staging));
         let _ = fs::remove_dir_all(&staging);
+        if result.is_err() {
+            // What was kept for it before it failed would fill the disk for good.
+            let _ = self.sweep_unreferenced();
+        }
         result
     }
 
@@ -163,6 +167,10 @@ impl ImageStore {
         let result = Source::layout(layout, &self.limits)
             .and_then(|source| self.import(&writing, &source, name, &staging));
         let _ = fs::remove_dir_all(&staging);
+        if result.is_err() {
+            // What was kept for it before it failed would fill the disk for good.
+            let _ = self.sweep_unreferenced();
+        }
         result
     }
 
@@ -259,6 +267,11 @@ impl ImageStore {
                 .images
                 .retain(|id, _| named.contains(id) || keep.contains(id));
         })?;
+        self.sweep_unreferenced()
+    }
+
+    /// Deletes blobs and layers that no image refers to, while nobody imports.
+    fn sweep_unreferenced(&self) -> Result<usize, ImageError> {
         let index = self.lock().clone();
         let (mut blobs, mut layers) = (BTreeSet::new(), BTreeSet::new());
         for (id, record) in &index.images {

@@ -265,6 +265,22 @@ mod tests {
     }
 
     #[test]
+    fn a_paused_console_reads_nothing_and_goes_on_where_it_was() {
+        let (console, mut machine) = console();
+        machine.write_all(b"first\n").unwrap();
+        console.wait_for("first", SOON).unwrap();
+        console.pause(true);
+        // What the reader was waiting for when it was told is still taken.
+        machine.write_all(b"under way\n").unwrap();
+        console.wait_for("under way", SOON).unwrap();
+        machine.write_all(b"later\n").unwrap();
+        let unread = console.wait_for("later", Duration::from_millis(50));
+        assert!(matches!(unread, Err(WaitError::TimedOut { .. })));
+        console.pause(false);
+        console.wait_for("later", SOON).unwrap();
+    }
+
+    #[test]
     fn a_machine_that_goes_off_ends_the_waiting_at_once() {
         let (console, mut machine) = console();
         machine.write_all(b"panic: no root").unwrap();

@@ -2,7 +2,7 @@
 //!
 //! Invariant: no argument opens a network other than the switch's unix sockets.
 
-use super::config::{Boot, DiskBus, MachineConfig, Nic, NicModel, Stick};
+use super::config::{Boot, Disk, DiskBus, MachineConfig, Nic, NicModel, Stick};
 use crate::accel::Accel;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -94,10 +94,7 @@ pub(super) fn arguments(config: &MachineConfig, vars: &Path, sockets: &Sockets) 
     }
     let mut sata = 0;
     for disk in &config.disks {
-        add(
-            "-blockdev",
-            json!({"driver": "raw", "node-name": disk.id, "file": file(&disk.image, false)}).to_string(),
-        );
+        add("-blockdev", disk_drive(disk).to_string());
         let driver = match disk.bus {
             DiskBus::Virtio => "virtio-blk-pci",
             DiskBus::Sata => "ide-hd",
@@ -127,6 +124,18 @@ pub(super) fn arguments(config: &MachineConfig, vars: &Path, sockets: &Sockets) 
     args.retain(|a| !a.is_empty());
     args.extend(config.extra.iter().cloned());
     args
+}
+
+/// The block node of a disk, over one with a name of its own, so that another can be put between them.
+fn disk_drive(disk: &Disk) -> Value {
+    let mut below = file(&disk.image, false);
+    below["node-name"] = json!(disk_file(&disk.id));
+    json!({"driver": "raw", "node-name": disk.id, "file": below})
+}
+
+/// The node of the image file of disk `id`.
+pub(super) fn disk_file(id: &str) -> String {
+    format!("file-{id}")
 }
 
 fn nic_device(number: usize, nic: &Nic) -> Value {
@@ -212,7 +221,6 @@ fn escaped(path: &Path) -> String {
 mod tests {
     use super::*;
     use crate::firmware::Firmware;
-    use crate::machine::config::Disk;
     use smoltcp::wire::EthernetAddress;
 
     fn line(config: &MachineConfig) -> String {

@@ -4,6 +4,7 @@
 
 mod arguments;
 mod config;
+mod disks;
 mod usb;
 
 pub use config::{Boot, Disk, DiskBus, MachineConfig, Nic, NicModel, Stick};
