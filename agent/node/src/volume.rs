@@ -63,14 +63,16 @@ mod tests {
     #[tokio::test]
     async fn waits_until_the_volume_is_decided_on_or_given_up() {
         let run = tempfile::tempdir().unwrap();
+        let list = options(run.path()).run_path(path::SERVICES);
+        std::fs::create_dir_all(list.parent().unwrap()).unwrap();
         assert!(waits(run.path()).await, "nothing is known yet");
         for state in ["starting", "running", "paused"] {
-            std::fs::write(run.path().join("services.json"), services(state)).unwrap();
+            std::fs::write(&list, services(state)).unwrap();
             assert!(waits(run.path()).await, "{state}");
         }
-        std::fs::write(run.path().join("services.json"), services("ended")).unwrap();
+        std::fs::write(&list, services("ended")).unwrap();
         assert!(!waits(run.path()).await, "given up");
-        std::fs::write(run.path().join("services.json"), services("running")).unwrap();
+        std::fs::write(&list, services("running")).unwrap();
         std::fs::write(run.path().join("state.json"), "{}").unwrap();
         assert!(!waits(run.path()).await, "decided");
     }
