@@ -50,7 +50,8 @@ fn busctl_in_the_guest_lists_stops_starts_watches_and_switches_off() {
     // Nothing runs before somebody connects, and only root can.
     heard("before:  runs, socket 600 0, folder 700 0");
     heard(r#"state s "running""#);
-    let phases = heard(r"phases (a\(st\) 9 .*)");
+    // The console hands out lines while they are still being written.
+    let phases = heard(r"phases (a\(st\) 9 .*) end");
     let words: Vec<&str> = phases.split_whitespace().skip(2).collect();
     let names: Vec<&str> = words
         .iter()
