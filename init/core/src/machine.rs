@@ -17,12 +17,12 @@ use crate::uevent::{Action, Uevent};
 use crate::watchdog::{SOFTWARE, Watchdog};
 
 /// Nobody waits longer than this for the drivers of the disks that were there at boot, in milliseconds.
-pub const COLD_PLUG_LIMIT_MS: u64 = 4_000;
+pub const COLD_PLUG_LIMIT_MS: u64 = 15_000;
 /// The drivers that nobody waits for follow when the services have been ready for this long, in milliseconds: the
 /// agent is joining its fabric then.
 pub const REST_AFTER_MS: u64 = 2_000;
-/// Or when the boot has taken this long, in milliseconds.
-pub const REST_LIMIT_MS: u64 = 20_000;
+/// Or, so much later than [`COLD_PLUG_LIMIT_MS`], on a boot that does not get there, in milliseconds.
+pub const REST_LIMIT_MS: u64 = 15_000;
 /// Loader children at the same time, besides the cold plug.
 pub const LOADERS_LIMIT: u32 = 2;
 /// Modaliases that wait for a loader; beyond that they are dropped and a new cold plug finds them.

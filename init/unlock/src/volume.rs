@@ -15,13 +15,15 @@ use crate::luks::{self, LuksError, NewKey};
 use crate::signature::Signature;
 
 /// How long disks (and a TPM that the firmware announces) may take to appear, if nobody says that all are there.
-const WAIT: Duration = Duration::from_millis(6_000);
+const WAIT: Duration = Duration::from_secs(20);
 /// A blank disk is made ours, or the search given up, only when the drivers of the controllers are there and no
 /// further built-in disk has appeared for this long: it may carry our volume. Loading the driver of a SATA, SAS, NVMe
 /// or virtio controller ends when its disks are there (linux `do_init_module` waits for what probes started).
 const SETTLED: Duration = Duration::from_millis(150);
 /// The same on a machine with an SD or eMMC controller, which looks for its disk in its own time.
 const SETTLED_WITH_MMC: Duration = Duration::from_millis(700);
+/// A machine without any disk of use gets this much: giving up means that it forgets everything.
+const SETTLED_WITHOUT_DISK: Duration = Duration::from_secs(2);
 /// Where those controllers are listed.
 const MMC_HOSTS: &str = "/sys/class/mmc_host";
 /// Between two looks.
@@ -109,12 +111,18 @@ fn wait_for_disks(until: Instant, tpm: &Arc<dyn Tpm>) -> Found {
     let mut quiet_since = Instant::now();
     let mut all_drivers = false;
     let mut new_key = None;
+    // Looking for it reads megabytes: only when something has changed.
+    let mut blank = best_blank(&devices).is_some();
     loop {
         let ours = devices
             .iter()
             .any(|d| matches!(d.signature, Signature::Luks(_) | Signature::Ext4));
-        let settled = all_drivers && quiet_since.elapsed() >= quiet_time(Path::new(MMC_HOSTS));
-        if !ours && new_key.is_none() && tpm.kind() == Kind::Device && best_blank(&devices).is_some() {
+        let quiet = match blank {
+            true => quiet_time(Path::new(MMC_HOSTS)),
+            false => SETTLED_WITHOUT_DISK,
+        };
+        let settled = all_drivers && quiet_since.elapsed() >= quiet;
+        if !ours && new_key.is_none() && tpm.kind() == Kind::Device && blank {
             new_key = Some(NewKey::make(Arc::clone(tpm)));
         }
         if ours || settled || Instant::now() >= until {
@@ -126,6 +134,7 @@ fn wait_for_disks(until: Instant, tpm: &Arc<dyn Tpm>) -> Found {
         if now != known || drivers != all_drivers {
             let before = built_in(&devices);
             (known, devices) = (now, list());
+            blank = best_blank(&devices).is_some();
             if drivers != all_drivers || built_in(&devices) != before {
                 quiet_since = Instant::now();
             }
