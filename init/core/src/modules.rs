@@ -243,9 +243,9 @@ pub fn urgency(modalias: &str) -> u8 {
     } else if STATE_VOLUME.contains(&modalias) || modalias.contains("MSFT0101") || modalias.starts_with("tpm")
     {
         1
-    } else if modalias.starts_with("virtio:") || modalias.starts_with("usb:") {
+    } else if modalias.starts_with("virtio:") || modalias.starts_with("usb:") || is_power_button(modalias) {
         2
-    } else if modalias.starts_with("acpi:LNXPWRBN") || modalias.starts_with("pci:") {
+    } else if modalias.starts_with("pci:") {
         4
     } else {
         5
@@ -262,6 +262,13 @@ fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
 
 fn text_at<'a>(text: &'a str, place: &Place) -> &'a str {
     text.get(place.clone()).unwrap_or_default()
+}
+
+/// The button, and the input device that its driver makes (KEY_POWER is 0x74): who presses it early shall be heard.
+fn is_power_button(modalias: &str) -> bool {
+    modalias.starts_with("acpi:LNXPWRBN")
+        || modalias.starts_with("acpi:PNP0C0C")
+        || (modalias.starts_with("input:") && modalias.contains("k74,"))
 }
 
 /// Whether a modalias is that of a storage controller on PCI (class 01).
