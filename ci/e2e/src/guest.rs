@@ -6,6 +6,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// Runs a tool of the host; what it prints.
+///
+/// # Errors
+/// It is missing or fails; the error carries what it said.
+pub fn tool(command: &mut Command) -> Result<String> {
+    let output = command
+        .output()
+        .context("a tool is missing: run `cargo xtask setup`")?;
+    expect_success(&format!("{command:?}"), &output)
+}
+
 /// The modules of the built image's kernel, as its package has them: `<…>/kernel`. The package's digest names the folder.
 pub fn kernel_modules(binaries: &Binaries) -> Result<PathBuf> {
     let release = binaries.release()?;

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use beemesh_ci_e2e::Binaries;
+use beemesh_ci_e2e::guest::tool;
 use beemesh_ci_e2e::planted::Planted;
 use beemesh_ci_testkit::{Disk, DiskBus, Machine, MachineConfig, Mark, Stick, StickImage};
 use regex::Regex;
@@ -41,23 +42,12 @@ const MODULES: &[&str] = &[
     "drivers/scsi/sd_mod.ko",
 ];
 
-fn tool(command: &mut Command) -> String {
-    let output = command
-        .output()
-        .expect("a tool is missing: run `cargo xtask setup`");
-    assert!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
-
 /// What blkid, on the host, says of the file system at `offset`.
 fn uuid(image: &Path, offset: u64) -> String {
     let mut blkid = Command::new("/usr/sbin/blkid");
     blkid.args(["--probe", "--output", "value", "--match-tag", "UUID", "--offset"]);
-    tool(blkid.arg(offset.to_string()).arg(image))
+    let text = tool(blkid.arg(offset.to_string()).arg(image)).unwrap();
+    text.trim().to_owned()
 }
 
 fn heard(machine: &Machine, after: Mark, pattern: &str) {
@@ -85,7 +75,8 @@ fn names_of_disks_come_and_go_with_them_and_a_plugged_card_gets_its_driver() {
         Command::new("/usr/sbin/mke2fs")
             .args(["-q", "-t", "ext4", "-L", "my data"])
             .arg(&disk),
-    );
+    )
+    .unwrap();
     std::fs::create_dir(folder.join("stick")).unwrap();
     let image = folder.join("stick.img");
     StickImage::from_folder(&image, 16, &folder.join("stick")).unwrap();

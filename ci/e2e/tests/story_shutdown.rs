@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use beemesh_ci_e2e::Binaries;
+use beemesh_ci_e2e::guest::tool;
 use beemesh_ci_e2e::planted::Planted;
 use beemesh_ci_testkit::{Disk, DiskBus, Machine, MachineConfig};
 use serde_json::json;
@@ -67,7 +68,8 @@ impl House {
                 Command::new("/usr/sbin/mke2fs")
                     .args(["-q", "-t", "ext4"])
                     .arg(&image),
-            );
+            )
+            .unwrap();
         }
         image
     }
@@ -82,18 +84,6 @@ impl House {
         says(&machine, &format!("story: ready for {story}"), 60);
         machine
     }
-}
-
-fn tool(command: &mut Command) -> String {
-    let output = command
-        .output()
-        .expect("a tool is missing: run `cargo xtask setup`");
-    assert!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
 }
 
 fn says(machine: &Machine, text: &str, seconds: u64) -> u64 {
@@ -127,7 +117,7 @@ fn power_button_ends_everything_in_order_and_nothing_written_is_lost() {
     let numbers = order.map(|text| says(&machine, text, 30));
     assert!(numbers.is_sorted(), "{numbers:?}");
     assert!(off(&mut machine, asked, "power button") < Duration::from_secs(15));
-    let header = tool(Command::new("/usr/sbin/dumpe2fs").arg("-h").arg(house.disk()));
+    let header = tool(Command::new("/usr/sbin/dumpe2fs").arg("-h").arg(house.disk())).unwrap();
     assert!(header.contains("Filesystem state:         clean"), "{header}");
     assert!(
         !header.contains("needs_recovery"),
@@ -137,7 +127,8 @@ fn power_button_ends_everything_in_order_and_nothing_written_is_lost() {
         Command::new("/usr/sbin/debugfs")
             .args(["-R", "cat /last"])
             .arg(house.disk()),
-    );
+    )
+    .unwrap();
     assert_eq!(last.trim(), "last words");
 }
 
