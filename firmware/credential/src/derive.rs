@@ -3,12 +3,12 @@
 //! Sources: TPM 2.0 Library, part 1, sections "KDFa", "KDFe", "Cipher Feedback Mode", "Credential Protection". Pure.
 
 use aes::Aes128;
-use aes::cipher::{BlockEncrypt as _, KeyInit as _};
+use cfb_mode::cipher::{AsyncStreamCipher as _, KeyIvInit as _};
 use ring::{digest, hmac};
 
 /// Bytes of a seed and of a digest.
 const DIGEST: usize = 32;
-/// Bytes of a block of AES.
+/// Bytes of a key and of a block of AES-128.
 const BLOCK: usize = 16;
 
 /// KDFe: one digest over the shared point `z` and the x coordinates of both sides.
@@ -37,17 +37,10 @@ fn kdfa(key: &[u8], label: &str, context: &[u8], bits: u32) -> [u8; DIGEST] {
 /// AES-128-CFB with the vector zero, under the key that `seed` and the object's `name` give.
 pub(crate) fn encrypt(seed: &[u8; DIGEST], name: &[u8], plain: &[u8]) -> Vec<u8> {
     let key = kdfa(seed, "STORAGE", name, 128);
-    let (key, _) = key.split_at(BLOCK);
-    let cipher = Aes128::new(aes::cipher::Key::<Aes128>::from_slice(key));
-    let mut mask = [0; BLOCK];
-    let mut encrypted = Vec::with_capacity(plain.len());
-    for piece in plain.chunks(BLOCK) {
-        cipher.encrypt_block(aes::Block::from_mut_slice(&mut mask));
-        // The last piece may be short; nothing follows it.
-        mask.iter_mut().zip(piece).for_each(|(mask, byte)| *mask ^= byte);
-        encrypted.extend(mask.iter().take(piece.len()));
-    }
-    encrypted
+    let key: [u8; BLOCK] = std::array::from_fn(|at| key[at]);
+    let mut text = plain.to_vec();
+    cfb_mode::Encryptor::<Aes128>::new(&key.into(), &[0; BLOCK].into()).encrypt(&mut text);
+    text
 }
 
 /// The outer HMAC over what is encrypted and the object's `name`.
