@@ -74,6 +74,15 @@ impl House {
         image
     }
 
+    fn disk_is_clean(&self) {
+        let header = tool(Command::new("/usr/sbin/dumpe2fs").arg("-h").arg(self.disk())).unwrap();
+        assert!(header.contains("Filesystem state:         clean"), "{header}");
+        assert!(
+            !header.contains("needs_recovery"),
+            "it was not unmounted: {header}"
+        );
+    }
+
     /// A machine that is ready to be asked to go down.
     fn start(&self, story: &str) -> Machine {
         let line = format!("console=ttyS0 quiet panic=-1 beemesh.planted story={story}");
@@ -117,12 +126,7 @@ fn power_button_ends_everything_in_order_and_nothing_written_is_lost() {
     let numbers = order.map(|text| says(&machine, text, 30));
     assert!(numbers.is_sorted(), "{numbers:?}");
     assert!(off(&mut machine, asked, "power button") < Duration::from_secs(15));
-    let header = tool(Command::new("/usr/sbin/dumpe2fs").arg("-h").arg(house.disk())).unwrap();
-    assert!(header.contains("Filesystem state:         clean"), "{header}");
-    assert!(
-        !header.contains("needs_recovery"),
-        "it was not unmounted: {header}"
-    );
+    house.disk_is_clean();
     let last = tool(
         Command::new("/usr/sbin/debugfs")
             .args(["-R", "cat /last"])
@@ -159,18 +163,30 @@ fn ctrl_alt_del_starts_again_although_a_program_ignores_being_asked_to_stop() {
     assert!(off(&mut machine, asked, "power button, stubborn program") < PROMISED);
 }
 
-#[test]
-fn disk_that_does_not_answer_any_more_does_not_keep_the_machine_up() {
-    let house = House::build("shutdown-disk");
-    let mut machine = house.start("disk");
-    std::thread::sleep(Duration::from_secs(2));
-    // One byte in a second: who waits for the disk waits for ever, in the kernel, past any SIGKILL.
-    let mut limits = json!({"id": "/machine/peripheral/disk-state/virtio-backend", "bps": 1, "iops": 0});
+/// `0`: as fast as it can; `1`: one byte in a second, so that who waits for the disk waits for ever, in the kernel, past any
+/// SIGKILL.
+fn limit_disk(machine: &mut Machine, bytes_per_second: u64) {
+    let mut limits =
+        json!({"id": "/machine/peripheral/disk-state/virtio-backend", "bps": bytes_per_second, "iops": 0});
     for name in ["bps_rd", "bps_wr", "iops_rd", "iops_wr"] {
         limits[name] = json!(0);
     }
     machine.execute("block_set_io_throttle", limits).unwrap();
+}
+
+/// A machine whose disk hangs while a program writes to it.
+fn with_hung_disk(house: &House) -> Machine {
+    let mut machine = house.start("disk");
     std::thread::sleep(Duration::from_secs(2));
+    limit_disk(&mut machine, 1);
+    std::thread::sleep(Duration::from_secs(2));
+    machine
+}
+
+#[test]
+fn disk_that_does_not_answer_any_more_does_not_keep_the_machine_up() {
+    let house = House::build("shutdown-disk");
+    let mut machine = with_hung_disk(&house);
     let asked = Instant::now();
     machine.execute("system_powerdown", json!({})).unwrap();
     says(&machine, "beemesh: closing the disks", 30);
@@ -182,6 +198,20 @@ fn disk_that_does_not_answer_any_more_does_not_keep_the_machine_up() {
     let took = off(&mut machine, asked, "hung disk");
     assert!(took < PROMISED + SLACK, "{took:?}");
     assert!(took > Duration::from_secs(20), "it was not waited for: {took:?}");
+}
+
+#[test]
+fn disk_that_answers_late_is_closed_in_order_all_the_same() {
+    let house = House::build("shutdown-late");
+    let mut machine = with_hung_disk(&house);
+    machine.execute("system_powerdown", json!({})).unwrap();
+    says(&machine, "beemesh: closing the disks", 30);
+    std::thread::sleep(Duration::from_secs(4));
+    limit_disk(&mut machine, 0);
+    let asked = Instant::now();
+    says(&machine, "beemesh: the disks are closed", 30);
+    off(&mut machine, asked, "disk that answers again");
+    house.disk_is_clean();
 }
 
 #[test]

@@ -2,8 +2,9 @@
 //! out, the state volume closed.
 //!
 //! No disk is waited for by another: what lies in memory or over other file systems goes first, then each disk in a thread
-//! of its own. Invariant: ends within the time it is given, whatever hangs, and says [`Outcome::Done`] only when nothing that
-//! lies on a disk is left mounted.
+//! of its own. A file system that is in use is tried again until the time is up: whoever holds it was killed, and goes as
+//! soon as its disk has answered. Invariant: ends within the time it is given, whatever hangs, and says [`Outcome::Done`]
+//! only when nothing that lies on a disk is left mounted.
 
 use std::fs;
 use std::path::Path;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use beemesh_init_api::STATE_MAPPER;
 use beemesh_init_core::Outcome;
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// Without these nothing more can be done.
@@ -37,7 +39,10 @@ impl Mounted {
     }
 }
 
-/// Closes them within `time`.
+/// Between two tries to unmount what is in use.
+const AGAIN_AFTER: Duration = Duration::from_millis(50);
+
+/// Closes them within `time`. [`Outcome::Nothing`]: a disk did not answer, or kept a killed program from ending, all that time.
 pub fn close_disks(time: Duration) -> Outcome {
     let end = Instant::now() + time;
     let all = read();
@@ -57,7 +62,7 @@ pub fn close_disks(time: Duration) -> Outcome {
             None => by_disk.push(vec![mounted]),
         }
     }
-    in_threads(by_disk, end);
+    let through = in_threads(by_disk, end);
     let state = Path::new("/dev/mapper").join(STATE_MAPPER);
     let closed = !state.exists()
         || Command::new("/usr/sbin/cryptsetup")
@@ -66,8 +71,10 @@ pub fn close_disks(time: Duration) -> Outcome {
             .is_ok_and(|status| status.success());
     if closed && !read().iter().any(|m| m.on_disk) {
         Outcome::Done
-    } else {
+    } else if through {
         Outcome::Failed
+    } else {
+        Outcome::Nothing
     }
 }
 
@@ -94,8 +101,8 @@ fn parse(table: &str) -> Vec<Mounted> {
     table.lines().rev().filter_map(row).collect()
 }
 
-/// Unmounts each group in a thread of its own; comes back when all are through, or at `end`.
-fn in_threads(groups: Vec<Vec<Mounted>>, end: Instant) {
+/// Unmounts each group in a thread of its own; comes back when all are through, or at `end`. True: all of them were through.
+fn in_threads(groups: Vec<Vec<Mounted>>, end: Instant) -> bool {
     let (done, through) = channel();
     let count = groups.len();
     for group in groups {
@@ -105,24 +112,27 @@ fn in_threads(groups: Vec<Vec<Mounted>>, end: Instant) {
             let _ = done.send(());
         });
     }
-    for _ in 0..count {
+    (0..count).all(|_| {
         let left = end.saturating_duration_since(Instant::now());
-        if through.recv_timeout(left).is_err() {
-            return;
-        }
-    }
+        through.recv_timeout(left).is_ok()
+    })
 }
 
-/// An unmount writes what is not written yet. Where a program that cannot be killed holds a file, the file system is at
-/// least made read-only, and so consistent.
+/// An unmount writes what is not written yet. Comes back when nothing more can be done: for a disk that is in use that may
+/// be never. What is in use is made read-only where that is possible, and so consistent.
 fn unmount(mounted: &Mounted) {
     let target = mounted.target.as_str();
-    if umount2(target, MntFlags::empty()).is_err() {
+    while let Err(error) = umount2(target, MntFlags::empty()) {
         let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
         let _ = mount(None::<&str>, target, None::<&str>, read_only, None::<&str>);
         if !mounted.on_disk {
             let _ = umount2(target, MntFlags::MNT_DETACH);
+            return;
         }
+        if error != Errno::EBUSY {
+            return;
+        }
+        std::thread::sleep(AGAIN_AFTER);
     }
 }
 
@@ -174,11 +184,11 @@ mod tests {
             on_disk: true,
             overlay: false,
         };
-        in_threads(
+        assert!(in_threads(
             vec![vec![nowhere.clone()], vec![nowhere]],
             begin + Duration::from_secs(60),
-        );
+        ));
         assert!(begin.elapsed() < Duration::from_secs(10));
-        in_threads(vec![Vec::new(); 3], begin);
+        let _ = in_threads(vec![Vec::new(); 3], begin);
     }
 }

@@ -44,6 +44,9 @@ const LOGS: u64 = 100;
 const NOTIFY: u64 = 200;
 const SOCKETS: u64 = 300;
 
+/// What the child that closes the disks is given less than PID 1 waits for it: its verdict comes in time.
+const CLOSING_SPARE_MS: u64 = 300;
+
 /// Milliseconds on CLOCK_BOOTTIME.
 pub fn now_ms() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME)
@@ -495,7 +498,8 @@ impl Driver {
         self.console.say("beemesh: closing the disks");
         let end = Instant::now() + Duration::from_millis(disks_ms);
         let mut ended = None;
-        if let Some(child) = self.spawn(&["close-disks".to_owned(), disks_ms.to_string()]) {
+        let for_child = disks_ms.saturating_sub(CLOSING_SPARE_MS);
+        if let Some(child) = self.spawn(&["close-disks".to_owned(), for_child.to_string()]) {
             while ended.is_none() && Instant::now() < end {
                 std::thread::sleep(Duration::from_millis(10));
                 match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
@@ -507,8 +511,10 @@ impl Driver {
         }
         self.console.say(match ended {
             Some(Outcome::Done) => "beemesh: the disks are closed",
-            Some(_) => "beemesh: not all disks could be closed; what they hold is checked at the next start",
-            None => "beemesh: a disk does not answer; going down without it",
+            Some(Outcome::Failed) => {
+                "beemesh: not all disks could be closed; what they hold is checked at the next start"
+            }
+            Some(Outcome::Nothing) | None => "beemesh: a disk does not answer; going down without it",
         });
         let (how, line) = match how {
             Shutdown::PowerOff => (
