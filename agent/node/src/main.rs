@@ -6,18 +6,22 @@ use clap::Parser;
 use std::process::ExitCode;
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::try_new(&options.log).unwrap_or_default())
+    let layer = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .event_format(Prioritised {
             prefixed: std::env::var_os("NOTIFY_SOCKET").is_some(),
             format: tracing_subscriber::fmt::format().with_ansi(false),
-        })
+        });
+    tracing_subscriber::registry()
+        .with(layer)
+        .with(options.log.clone())
         .init();
     match start(options) {
         Ok(()) => ExitCode::SUCCESS,

@@ -19,6 +19,7 @@ use clap::Parser;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
+use tracing_subscriber::filter::Targets;
 
 /// The root of the container that the runtime is tested with; a part of the system image.
 const SELF_TEST: &str = "/usr/lib/beemesh/self-test";
@@ -38,9 +39,9 @@ pub struct Options {
     /// The shim that holds a pod
     #[arg(long, default_value = "/usr/lib/beemesh/beemesh-shim")]
     pub shim: PathBuf,
-    /// What is logged, in the syntax of RUST_LOG
+    /// What is logged: a level, or `TARGET=LEVEL` and a level with commas between them
     #[arg(long, default_value = "info")]
-    pub log: String,
+    pub log: Targets,
     /// TCP and UDP port of the fabric
     #[arg(long, default_value_t = 7400)]
     pub port: u16,

@@ -26,7 +26,7 @@ use tss_esapi::{
         PublicBuilder, PublicEccParametersBuilder, PublicKeyedHashParameters, SensitiveData,
         SymmetricDefinition, SymmetricDefinitionObject,
     },
-    tcti_ldr::TctiNameConf,
+    tcti_ldr::{DeviceConfig, TctiNameConf},
     traits::{Marshall, UnMarshall},
 };
 
@@ -50,8 +50,12 @@ impl DeviceTpm {
     }
 
     pub(crate) fn connect(&self) -> Result<Context, TpmError> {
-        TctiNameConf::from_str(&self.tcti)
-            .and_then(Context::new)
+        // What every machine has is not looked for by `TctiNameConf`'s patterns, which take time to be compiled.
+        let tcti = match self.tcti.strip_prefix("device:") {
+            Some(path) => DeviceConfig::from_str(path).map(TctiNameConf::Device),
+            None => TctiNameConf::from_str(&self.tcti),
+        };
+        tcti.and_then(Context::new)
             .map_err(|source| TpmError::Unavailable {
                 tcti: self.tcti.clone(),
                 source,
