@@ -222,6 +222,13 @@ fn a_restart_keeps_the_peer_id(site: &mut Site) {
     let before = peer_id(site, "node-3");
     let machine = &mut site.nodes[2].machine;
     machine.power_off(REACTION).unwrap();
+    let console = machine.console().lines_after(machine.boot_mark());
+    assert!(
+        console
+            .iter()
+            .any(|line| line.text.contains("the disks are closed")),
+        "the encrypted state volume was left open: {console:?}"
+    );
     machine.power_on().unwrap();
     let line = machine.wait_for(joined(), BOOT).unwrap();
     assert!(line.text.contains(&before), "{} is not {before}", line.text);

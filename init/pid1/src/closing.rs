@@ -39,6 +39,8 @@ impl Mounted {
     }
 }
 
+/// Knows how to close the state volume.
+const UNLOCK: &str = "/usr/lib/beemesh/beemesh-unlock";
 /// Between two tries to unmount what is in use.
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
 
@@ -65,8 +67,8 @@ pub fn close_disks(time: Duration) -> Outcome {
     let through = in_threads(by_disk, end);
     let state = Path::new("/dev/mapper").join(STATE_MAPPER);
     let closed = !state.exists()
-        || Command::new("/usr/sbin/cryptsetup")
-            .args(["close", STATE_MAPPER])
+        || Command::new(UNLOCK)
+            .arg("close")
             .status()
             .is_ok_and(|status| status.success());
     if closed && !read().iter().any(|m| m.on_disk) {

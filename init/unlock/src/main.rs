@@ -1,4 +1,5 @@
-//! Finds, makes, unlocks and mounts the state volume; writes `StateStatus`. Runs once per boot, to its end.
+//! Finds, makes, unlocks and mounts the state volume; writes `StateStatus`. Runs once per boot, to its end, and once more on
+//! the way down to close the volume.
 //!
 //! Whatever happens there is something mounted at the end, and the status says in a sentence what. Invariant: nothing
 //! is written to a disk that carries anything but our own volume.
@@ -18,6 +19,28 @@ use std::time::Instant;
 use beemesh_init_api::{StateStatus, path};
 
 fn main() -> ExitCode {
+    match std::env::args().nth(1).as_deref() {
+        None => provide(),
+        Some("close") => close(),
+        Some(_) => {
+            eprintln!("beemesh-unlock opens and mounts the state volume; `beemesh-unlock close` closes it");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// What PID 1 runs on the way down, when the volume is unmounted.
+fn close() -> ExitCode {
+    match luks::close() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("failed to close the state volume: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn provide() -> ExitCode {
     let started = Instant::now();
     let tpm = beemesh_firmware_tpm::open;
     let status = volume::provide(&tpm, Path::new(path::STATE));
