@@ -13,6 +13,7 @@ use crate::identity::{self, NodeKey};
 use crate::join::Joined;
 use crate::journal::Journal;
 use crate::ledger::{Ledger, LedgerError};
+use crate::member_clocks;
 use crate::network;
 use crate::query::{Query, Site};
 use crate::rest::{self, Access, Refused};
@@ -109,6 +110,11 @@ impl Part {
         };
         self.site.send_replace(Some(site));
         self.serve_operators(&joined, &roots)?;
+        tokio::spawn(member_clocks::follow(
+            fabric.clone(),
+            self.context.networks.clone(),
+            self.options.run_path(path::PEER_TIME),
+        ));
         let (results, done) = mpsc::channel(RESULTS);
         let start = Instant::now();
         let credential = joined.document.membership.to_bytes();
