@@ -123,8 +123,9 @@ Examples:
   bmctl revoke --file my-fabric/revocations.json";
 
 const TIME_HELP: &str = "\
-SOURCE is `ntp` (a server of the network settings or of DHCP), `rtc` (the machine's own clock, which is plausible) or
-`floor` (the newest time that a signature vouches for, counted on). FLOOR is the time that is certainly past.
+SOURCE is `ntp` (a server of the network settings or of DHCP), `peers` (no server answers: the median of the fabric's
+members, two of them at least), `rtc` (the machine's own clock, which is plausible) or `floor` (the newest time that a
+signature vouches for, counted on). FLOOR is the time that is certainly past.
 
 Examples:
   bmctl time

@@ -195,21 +195,26 @@ pub(crate) fn clock(view: &TimeView) -> String {
     let source = match status.source {
         TimeSource::Floor => "floor",
         TimeSource::Rtc => "rtc",
+        TimeSource::Peers => "peers",
         TimeSource::Ntp => "ntp",
     };
     line("source", &format!("{source}: {}", status.reason));
+    let offset = |us: i64| {
+        format!(
+            ", offset {}{}.{:03}ms",
+            if us < 0 { "-" } else { "+" },
+            us.unsigned_abs() / 1000,
+            us.unsigned_abs() % 1000
+        )
+    };
+    let heard = |ms: u64| format!(", heard {}s ago", view.up_ms.saturating_sub(ms) / 1000);
+    if let Some(peers) = &status.peers {
+        let (offset, heard) = (offset(peers.offset_us), heard(peers.heard_ms));
+        line("peers", &format!("{} members{offset}{heard}", peers.members));
+    }
     if let Some(server) = &status.server {
-        let offset = status.offset_us.map_or_else(String::new, |us| {
-            format!(
-                ", offset {}{}.{:03}ms",
-                if us < 0 { "-" } else { "+" },
-                us.unsigned_abs() / 1000,
-                us.unsigned_abs() % 1000
-            )
-        });
-        let heard = status.heard_ms.map_or_else(String::new, |ms| {
-            format!(", heard {}s ago", view.up_ms.saturating_sub(ms) / 1000)
-        });
+        let offset = status.offset_us.map_or_else(String::new, offset);
+        let heard = status.heard_ms.map_or_else(String::new, heard);
         line("server", &format!("{server}{offset}{heard}"));
     }
     line(

@@ -19,8 +19,13 @@ pub fn unix_ms() -> u64 {
 
 /// Milliseconds since the machine started, by CLOCK_BOOTTIME.
 pub fn boot_ms() -> u64 {
+    boot_us() / 1_000
+}
+
+/// Microseconds since the machine started, by CLOCK_BOOTTIME.
+pub fn boot_us() -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map(std::time::Duration::from);
-    now.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    now.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
 }
 
 /// The time floor: what is certainly past.

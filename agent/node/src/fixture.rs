@@ -6,6 +6,36 @@ use beemesh_joinpack_format::{
     Admission, Envelope, Manifest, NodeEntry, Pack, PackVoucher, Revocations, Role, RoleSpec, Root,
     RootChain, SecretKey, StatePolicy, Timestamp, Verified, Voucher,
 };
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use std::path::Path;
+
+/// Works on a tmpfs of `bytes`, in a mount namespace of its own and without a network. Threads that `work` starts share both.
+pub fn in_small_volume(bytes: u64, work: impl FnOnce(&Path) + Send) {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("this test needs root");
+            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let size = format!("size={bytes}");
+            let none = MsFlags::empty();
+            mount(
+                Some("small"),
+                folder.path(),
+                Some("tmpfs"),
+                none,
+                Some(size.as_str()),
+            )
+            .unwrap();
+            work(folder.path());
+            umount2(folder.path(), MntFlags::MNT_DETACH).unwrap();
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
 
 pub const NOW: Timestamp = Timestamp(1_767_323_045);
 

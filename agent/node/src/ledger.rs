@@ -7,10 +7,11 @@ use crate::store::{Store, StoreError};
 use beemesh_agent_api::WorkloadId;
 use beemesh_agent_sched::{Persisted, Record, RecoveredPod, Stamp};
 use beemesh_ids::Digest;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::backends::InMemoryBackend;
+use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 use serde::{Deserialize, Serialize};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// The database on the state volume.
 const DATABASE: &str = "cell.redb";
@@ -18,6 +19,8 @@ const DATABASE: &str = "cell.redb";
 const RECORDS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("records");
 /// Memory for pages of the database, in bytes.
 const CACHE: usize = 1 << 20;
+/// Largest database that is copied into memory to be looked at, in bytes.
+const COPY_LIMIT: u64 = 64 << 20;
 
 /// Why the records could not be read or made durable.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +48,12 @@ pub enum LedgerError {
     /// The folder of the pods' documents.
     #[error("failed to open the pods' documents")]
     Pods(#[source] StoreError),
+    /// The volume was found not to be writable before the records were opened.
+    #[error("nothing can be written")]
+    Unwritable(#[source] Box<beemesh_agent_runtime::OpenError>),
+    /// What was opened to be looked at is not written to.
+    #[error("the records are only looked at")]
+    ReadOnly,
     /// A record cannot be written as JSON.
     #[error("a record cannot be written down")]
     Encode(#[source] serde_json::Error),
@@ -60,9 +69,10 @@ struct PodDocument {
 }
 
 /// The cell's records, durable; and the pods of this boot, in memory that outlives the agent.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Ledger {
-    database: Arc<Database>,
+    database: Database,
+    read_only: bool,
     path: PathBuf,
     pods: Store,
 }
@@ -90,9 +100,27 @@ impl Ledger {
         };
         let pods = Store::open(run).map_err(LedgerError::Pods)?;
         Ok(Self {
-            database: Arc::new(database),
+            database,
+            read_only: false,
             path,
             pods,
+        })
+    }
+
+    /// The records as they stand on a disk that cannot be written: a copy in memory, which is repaired there if need be.
+    /// What cannot be read is announced, and the records are none.
+    pub fn open_read_only(state: &Path, run: &Path, journal: &Journal) -> Result<Self, LedgerError> {
+        let path = state.join(DATABASE);
+        let database = copy(&path).or_else(|error| {
+            let message = format!("the records of the cell cannot be read: {error}");
+            journal.announce("RecordsUnread", "node/self", &message);
+            in_memory(&[])
+        });
+        Ok(Self {
+            database: database.map_err(|error| failed("read", &path, error))?,
+            read_only: true,
+            path,
+            pods: Store::open(run).map_err(LedgerError::Pods)?,
         })
     }
 
@@ -125,6 +153,9 @@ impl Ledger {
 
     /// Makes records durable, all of them by one commit; each replaces the earlier one of its kind and key.
     pub fn keep(&self, records: &[Record]) -> Result<(), LedgerError> {
+        if self.read_only {
+            return Err(LedgerError::ReadOnly);
+        }
         let encoded = records.iter().map(|record| {
             let bytes = serde_json::to_vec(record).map_err(LedgerError::Encode)?;
             Ok((key_of(record), bytes))
@@ -194,6 +225,31 @@ impl Ledger {
 
 fn create(path: &Path) -> Result<Database, redb::Error> {
     Ok(Database::builder().set_cache_size(CACHE).create(path)?)
+}
+
+/// A database in memory with the content of this file.
+fn copy(path: &Path) -> Result<Database, redb::Error> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?
+        .take(COPY_LIMIT + 1)
+        .read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > COPY_LIMIT {
+        return Err(std::io::Error::from(std::io::ErrorKind::FileTooLarge).into());
+    }
+    in_memory(&bytes)
+}
+
+fn in_memory(content: &[u8]) -> Result<Database, redb::Error> {
+    let memory = InMemoryBackend::new();
+    if !content.is_empty() {
+        let written = memory
+            .set_len(content.len() as u64)
+            .and_then(|()| memory.write(0, content));
+        written.map_err(std::io::Error::other)?;
+    }
+    Ok(Database::builder()
+        .set_cache_size(CACHE)
+        .create_with_backend(memory)?)
 }
 
 /// The file is there and can be read, but is not what it was written as.
@@ -276,6 +332,30 @@ mod tests {
         ledger.keep(&[]).unwrap();
         drop(ledger);
         assert_eq!(open(folder.path()).load(&journal()).unwrap().boot, 4);
+    }
+
+    #[test]
+    fn records_on_a_volume_that_cannot_be_written_are_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let look = || Ledger::open_read_only(folder.path(), &folder.path().join("run"), &journal()).unwrap();
+        assert_eq!(look().load(&journal()).unwrap(), Persisted::default());
+        // Not closed: as the file is when the agent has died.
+        let ledger = open(folder.path());
+        ledger.keep(&[Record::Boot(3)]).unwrap();
+        let path = folder.path().join(DATABASE);
+        let before = std::fs::read(&path).unwrap();
+        drop(ledger);
+        std::fs::write(&path, &before).unwrap();
+        let ledger = look();
+        assert_eq!(ledger.load(&journal()).unwrap().boot, 3);
+        let refused = ledger.keep(&[Record::Boot(4)]);
+        assert!(matches!(refused, Err(LedgerError::ReadOnly)), "{refused:?}");
+        drop(ledger);
+        assert_eq!(
+            std::fs::read(&path).unwrap(),
+            before,
+            "the file is left as it was"
+        );
     }
 
     #[test]

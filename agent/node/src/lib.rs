@@ -14,6 +14,7 @@ mod join;
 mod journal;
 mod ledger;
 mod member;
+mod member_clocks;
 mod network;
 mod networks;
 mod query;

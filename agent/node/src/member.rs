@@ -6,6 +6,7 @@
 //! for the records of up to [`BATCH`] events. A disk that takes no records ends the part in the fabric, not the answers to
 //! operators: they see the log, and what was known last.
 
+mod idle;
 mod revocation;
 
 use crate::clock;
@@ -13,6 +14,7 @@ use crate::identity::{self, NodeKey};
 use crate::join::Joined;
 use crate::journal::Journal;
 use crate::ledger::{Ledger, LedgerError};
+use crate::member_clocks;
 use crate::network;
 use crate::query::{Query, Site};
 use crate::rest::{self, Access, Refused};
@@ -27,7 +29,7 @@ use beemesh_agent_api::view::Assurance;
 use beemesh_agent_api::{Change, WorkloadSpec};
 use beemesh_agent_fabric::{Fabric, FabricConfig, FabricEvent};
 use beemesh_agent_identity::{MembershipAdmission, SharedRoots, server_config};
-use beemesh_agent_runtime::{PodEvent, PodRequest, PodStatus, Runtime};
+use beemesh_agent_runtime::{OpenError, PodEvent, PodRequest, PodStatus, Runtime};
 use beemesh_agent_sched::{
     Cell, CellConfig, Command, Event, MemberInfo, Millis, Persisted, PodReport, Record, RecoveredPod, Tuning,
 };
@@ -48,10 +50,6 @@ const TICK: Duration = Duration::from_millis(100);
 const CAPACITY: Duration = Duration::from_secs(1);
 /// A box that may found its cell waits this long for a member before it does.
 const FOUND_AFTER: Duration = Duration::from_millis(500);
-/// How often a state volume that failed is tried again.
-const RETRY: Duration = Duration::from_secs(30);
-/// The document by which it is tried.
-const PROBE: &str = "probe.json";
 /// Events that are taken before their records are made durable and their commands carried out.
 const BATCH: usize = 64;
 /// Results of spawned work that may wait.
@@ -87,20 +85,26 @@ pub struct Part {
     pub pulse: Pulse,
     /// True once the box has joined: what took its time from that may go on now.
     pub up: watch::Sender<bool>,
+    /// Why the state volume cannot be written, where that was found out at the start.
+    pub unwritable: Option<OpenError>,
 }
 
 impl Part {
     /// Waits for a membership, then drives the cell for good.
     pub async fn run(mut self, joined: Option<Joined>) -> Result<()> {
-        let joined = match joined {
-            Some(joined) => joined,
-            None => self.wait_for_membership().await?,
+        let unwritable = self
+            .unwritable
+            .take()
+            .map(|error| LedgerError::Unwritable(Box::new(error)));
+        let joined = match (joined, &unwritable) {
+            (Some(joined), _) => joined,
+            (None, Some(error)) => return self.idle_as_stranger(error).await,
+            (None, None) => self.wait_for_membership().await?,
         };
         self.journal.set_node(joined.member.name.clone());
         let judged_by = self.trust.without_revoked(&joined.roots);
         let roots = Arc::new(RwLock::new(judged_by.clone()));
-        let ledger = Ledger::open(&self.store.path(""), &self.options.run_path(PODS), &self.journal)?;
-        let persisted = ledger.load(&self.journal)?;
+        let (ledger, persisted, failed) = self.open_records(unwritable)?;
         let (fabric, network) = self.start_fabric(&joined, &roots, &persisted)?;
         let site = Site {
             name: joined.member.name.clone(),
@@ -109,6 +113,11 @@ impl Part {
         };
         self.site.send_replace(Some(site));
         self.serve_operators(&joined, &roots)?;
+        tokio::spawn(member_clocks::follow(
+            fabric.clone(),
+            self.context.networks.clone(),
+            self.options.run_path(path::PEER_TIME),
+        ));
         let (results, done) = mpsc::channel(RESULTS);
         let start = Instant::now();
         let credential = joined.document.membership.to_bytes();
@@ -137,9 +146,29 @@ impl Part {
             accepted,
             admits: true,
             quarantined: false,
-            failed: None,
+            failed,
         };
         driver.run(network, done).await
+    }
+
+    /// The records; and why they cannot be written, where that is so: then they are only looked at.
+    fn open_records(
+        &self,
+        unwritable: Option<LedgerError>,
+    ) -> Result<(Ledger, Persisted, Option<LedgerError>)> {
+        let (state, run) = (self.store.path(""), self.options.run_path(PODS));
+        let open = || {
+            let ledger = Ledger::open(&state, &run, &self.journal)?;
+            let persisted = ledger.load(&self.journal)?;
+            Ok((ledger, persisted))
+        };
+        let error = match unwritable.map_or_else(open, Err) {
+            Ok((ledger, persisted)) => return Ok((ledger, persisted, None)),
+            Err(error) => error,
+        };
+        let ledger = Ledger::open_read_only(&state, &run, &self.journal)?;
+        let persisted = ledger.load(&self.journal)?;
+        Ok((ledger, persisted, Some(error)))
     }
 
     async fn wait_for_membership(&mut self) -> Result<Joined> {
@@ -240,6 +269,9 @@ impl Driver {
         mut network: mpsc::Receiver<FabricEvent>,
         mut done: mpsc::Receiver<Event>,
     ) -> Result<()> {
+        if let Some(error) = self.failed.take() {
+            return self.outlast(&error).await;
+        }
         let mut pods = self.part.runtime.events();
         let pulse = self.part.pulse.clone();
         pulse.beat_during(self.recover()).await;
@@ -290,30 +322,13 @@ impl Driver {
     /// Going on would break the promise that a grant is durable, so nothing is done any more but to answer. Ends when the
     /// disk works again: the supervisor starts the agent anew.
     async fn outlast(mut self, error: &LedgerError) -> Result<()> {
-        let message = format!(
-            "the state volume takes no records ({}): this box does no more for its fabric, and only shows its log. \
-             What you can do: switch it off and on; if this text comes again, replace its disk",
-            crate::words(error)
+        let mut idle = self.part.idle(
+            "this box does no more for its fabric, and only shows its log",
+            error,
         );
-        self.part
-            .journal
-            .announce("StateVolumeFailed", "node/self", &message);
-        self.part.supervisor.status("the state volume takes no records");
-        let mut beat = tokio::time::interval(supervisor::BEAT);
-        let mut retry = tokio::time::interval(RETRY);
         loop {
-            tokio::select! {
-                _ = beat.tick() => self.part.pulse.beat(),
-                _ = retry.tick() => {
-                    let store = &self.part.store;
-                    let works = tokio::task::block_in_place(|| store.save(PROBE, &()).and_then(|()| store.remove(PROBE)));
-                    if works.is_ok() {
-                        anyhow::bail!("the state volume has failed and works again");
-                    }
-                }
-                question = self.part.questions.recv() => self.answer_idle(question.context("REST ended")?),
-                news = self.part.arriving.recv() => drop(news.context("the stick task ended")?),
-            }
+            let question = idle.question(&mut self.part).await?;
+            self.answer_idle(question);
         }
     }
 

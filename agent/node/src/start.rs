@@ -12,7 +12,7 @@ use crate::supervisor::{Pulse, Supervisor};
 use crate::trust::Trust;
 use crate::{identity, member, rest, volume};
 use anyhow::{Context as _, Result};
-use beemesh_agent_runtime::{ContainerRuntime, Runtime, RuntimeConfig};
+use beemesh_agent_runtime::{ContainerRuntime, OpenError, Runtime, RuntimeConfig};
 use beemesh_init_api::path;
 use beemesh_init_logd::SystemLog;
 use clap::Parser;
@@ -71,7 +71,7 @@ pub async fn run(options: Options) -> Result<()> {
     let store = Store::open(&options.state.join("agent"))?;
     let key = identity::load(&options.state.join("identity"), early, &journal).await?;
     tracing::info!(peer = %key.peer_id(), "identity ready");
-    let runtime = open_runtime(&options).await?;
+    let (runtime, unwritable) = open_runtime(&options).await?;
     let images = Images::new(Arc::clone(runtime.images()), store.clone(), journal.clone());
     let (up, is_up) = watch::channel(false);
     tokio::spawn(test_runtime(runtime.clone(), is_up.clone(), journal.clone()));
@@ -146,6 +146,7 @@ pub async fn run(options: Options) -> Result<()> {
         supervisor: supervisor.clone(),
         pulse: driving,
         up,
+        unwritable,
     };
     let member = tokio::spawn(part.run(joined));
 
@@ -184,7 +185,9 @@ async fn test_runtime(runtime: ContainerRuntime, mut up: watch::Receiver<bool>, 
     }
 }
 
-async fn open_runtime(options: &Options) -> Result<ContainerRuntime> {
+/// The runtime; or on a disk that cannot be written one that only shows what is there, and why. A box that could not even
+/// say what is wrong would be started again for ever.
+async fn open_runtime(options: &Options) -> Result<(ContainerRuntime, Option<OpenError>)> {
     let config = RuntimeConfig {
         images: options.state.join("images"),
         pods: options.state.join("pods"),
@@ -192,8 +195,12 @@ async fn open_runtime(options: &Options) -> Result<ContainerRuntime> {
         shim: options.shim.clone(),
         ..RuntimeConfig::default()
     };
-    let opened = tokio::task::spawn_blocking(move || ContainerRuntime::open(config)).await?;
-    opened.context("failed to start the container runtime")
+    let opened = tokio::task::spawn_blocking(move || match ContainerRuntime::open(config.clone()) {
+        Ok(runtime) => Ok((runtime, None)),
+        Err(error) if error.is_of_disk() => Ok((ContainerRuntime::open_read_only(config)?, Some(error))),
+        Err(error) => Err(error),
+    });
+    opened.await?.context("failed to start the container runtime")
 }
 
 /// The membership of an earlier boot. A damaged one is said on the console and the box waits for a stick.
@@ -213,5 +220,151 @@ fn recall(store: &Store, key: &identity::NodeKey, journal: &Journal) -> Result<O
             journal.announce("MembershipRefused", "node/self", &message);
             Ok(None)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{NOW, in_small_volume, pack};
+    use crate::join::{Applicant, choose, plan};
+    use crate::ledger::Ledger;
+    use beemesh_agent_sched::Record;
+    use beemesh_joinpack_format::{Assurance, Machine};
+    use nix::mount::{MsFlags, mount};
+    use std::time::Duration;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    fn options(state: &Path, run: &Path) -> Options {
+        let [state, run] = [state, run].map(|path| path.to_str().unwrap());
+        Options::parse_from([
+            "agent",
+            "--state",
+            state,
+            "--run",
+            run,
+            "--port",
+            "0",
+            "--rest-port",
+            "0",
+        ])
+    }
+
+    /// What a member leaves on its state volume.
+    async fn join(options: &Options) {
+        let journal = Journal::new(options.run_path(path::CONSOLE));
+        let store = Store::open(&options.state.join("agent")).unwrap();
+        let key = identity::load(&options.state.join("identity"), None, &journal)
+            .await
+            .unwrap();
+        let (pack, peer, machine) = (pack(1, 0, &[]), key.peer_id(), Machine::default());
+        let applicant = Applicant {
+            peer: &peer,
+            assurance: Assurance::Low,
+            machine: &machine,
+            floor: Floor(NOW),
+            system: NOW,
+            joined: None,
+            spent: &[],
+        };
+        let offer = choose(&pack, &applicant).unwrap();
+        let offer = (offer, offer.one_time_key.as_ref().unwrap());
+        let document = plan(&pack, &applicant, Some(offer)).unwrap().document;
+        store.save(DOCUMENT, &document).unwrap();
+        let (_, unwritable) = open_runtime(options).await.unwrap();
+        assert!(unwritable.is_none());
+        let run = options.run_path("/run/beemesh/pods");
+        let ledger = Ledger::open(&store.path(""), &run, &journal).unwrap();
+        ledger.keep(&[Record::Boot(3)]).unwrap();
+    }
+
+    /// The answer to a request over the unix socket, once there is one.
+    async fn ask(options: &Options, request: &str) -> String {
+        let socket = options.run_path(path::AGENT_SOCKET);
+        let mut stream = loop {
+            match tokio::net::UnixStream::connect(&socket).await {
+                Ok(stream) => break stream,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        };
+        let head = "host: local\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        let request = format!("{request} HTTP/1.1\r\n{head}");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    async fn ask_until(options: &Options, request: &str, has: &str) -> String {
+        loop {
+            let answer = ask(options, request).await;
+            if answer.contains(has) {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Runs the agent on a volume that was written, if `member`, and is read-only now; `questions` are asked of it.
+    fn on_read_only_volume(member: bool, questions: impl AsyncFnOnce(&Options) + Send) {
+        in_small_volume(64 << 20, |volume| {
+            let folder = tempfile::tempdir().unwrap();
+            let options = options(volume, folder.path());
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .unwrap();
+            let journal = Journal::new(options.run_path(path::CONSOLE));
+            runtime.block_on(async {
+                match member {
+                    true => join(&options).await,
+                    false => {
+                        Store::open(&options.state.join("agent")).unwrap();
+                        drop(
+                            identity::load(&volume.join("identity"), None, &journal)
+                                .await
+                                .unwrap(),
+                        );
+                    }
+                }
+            });
+            let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+            mount(None::<&str>, volume, None::<&str>, read_only, None::<&str>).unwrap();
+            runtime.block_on(async {
+                tokio::select! {
+                    ended = run(options.clone()) => panic!("the agent ended: {ended:?}"),
+                    late = tokio::time::timeout(Duration::from_secs(60), questions(&options)) => late.unwrap(),
+                }
+            });
+            runtime.shutdown_timeout(Duration::from_secs(5));
+        });
+    }
+
+    #[test]
+    fn member_on_a_volume_that_cannot_be_written_shows_what_it_knows_and_takes_no_change() {
+        on_read_only_volume(true, async |options| {
+            ask_until(options, "GET /v1/events", "StateVolumeFailed").await;
+            let nodes = ask_until(options, "GET /v1/nodes", "200 OK").await;
+            assert!(nodes.contains("node-1"), "{nodes}");
+            assert!(ask(options, "GET /v1/pods").await.contains("200 OK"));
+            assert!(ask(options, "GET /v1/time").await.contains("200 OK"));
+            assert!(ask(options, "GET /v1/logs").await.contains("200 OK"));
+            let change = ask(options, "POST /v1/changes").await;
+            assert!(
+                change.contains("503") && change.contains("its state volume failed"),
+                "{change}"
+            );
+        });
+    }
+
+    #[test]
+    fn box_without_a_membership_on_such_a_volume_says_so_and_goes_on_answering() {
+        on_read_only_volume(false, async |options| {
+            let events = ask_until(options, "GET /v1/events", "StateVolumeFailed").await;
+            assert!(events.contains("cannot join a fabric"), "{events}");
+            let nodes = ask(options, "GET /v1/nodes").await;
+            assert!(nodes.contains("503") && nodes.contains("not a member"), "{nodes}");
+        });
     }
 }

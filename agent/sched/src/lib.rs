@@ -5,6 +5,7 @@
 
 mod arbiter;
 mod cell;
+pub mod clocks;
 mod desired;
 mod grants;
 mod holdings;

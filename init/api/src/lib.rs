@@ -7,7 +7,7 @@ pub mod time;
 pub mod trial;
 
 pub use network::{LinkConfig, LinkStatus, NetworkConfig, NetworkStatus};
-pub use time::{TimeFloor, TimeStatus};
+pub use time::{PeerTime, TimeFloor, TimeStatus};
 pub use trial::NetworkTrial;
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,8 @@ pub mod path {
     pub const NETWORK_STATUS: &str = "/run/beemesh/network-status.json";
     /// Written by the agent (atomic rename) whenever it rises: [`super::TimeFloor`] as JSON.
     pub const TIME_FLOOR: &str = "/run/beemesh/time-floor.json";
+    /// Written by the agent (atomic rename) while members' clocks are known: [`super::PeerTime`] as JSON.
+    pub const PEER_TIME: &str = "/run/beemesh/peer-time.json";
     /// Written by `beemesh-net` (atomic rename): [`super::TimeStatus`] as JSON.
     pub const TIME_STATUS: &str = "/run/beemesh/time-status.json";
     /// Its modification time is when the image was made, as in systemd.

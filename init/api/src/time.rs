@@ -10,6 +10,32 @@ pub struct TimeFloor {
     pub unix: i64,
 }
 
+/// What time the members of the fabric have: the median of their clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerTime {
+    /// When this machine started by that time, in microseconds since the Unix epoch: whatever sets the system clock
+    /// meanwhile does not change it.
+    pub origin_us: i64,
+    /// How far it may be off, in microseconds.
+    pub error_us: u64,
+    /// Members that were heard.
+    pub members: u32,
+    /// When, in milliseconds on CLOCK_BOOTTIME.
+    pub heard_ms: u64,
+}
+
+/// What was last heard of the members' clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeersHeard {
+    /// Members that were heard.
+    pub members: u32,
+    /// What the median of their clocks was ahead of this machine's, in microseconds.
+    pub offset_us: i64,
+    /// CLOCK_BOOTTIME of the median, in milliseconds.
+    pub heard_ms: u64,
+}
+
 /// The system clock: where its time is from and how good it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimeStatus {
@@ -26,6 +52,9 @@ pub struct TimeStatus {
     /// CLOCK_BOOTTIME of the last answer, in milliseconds.
     #[serde(default)]
     pub heard_ms: Option<u64>,
+    /// The members' clocks, while they are what this one follows.
+    #[serde(default)]
+    pub peers: Option<PeersHeard>,
     /// The floor, in seconds since the Unix epoch.
     pub floor: i64,
     /// The battery-backed clock.
@@ -40,6 +69,8 @@ pub enum TimeSource {
     Floor,
     /// The battery-backed clock, which is plausible.
     Rtc,
+    /// The median of the fabric's members.
+    Peers,
     /// An NTP server.
     Ntp,
 }

@@ -5,7 +5,7 @@ use crate::run::{Fabric, Ran, bmctl};
 use beemesh_agent_api::network::{
     NETWORK_PAYLOAD_TYPE, NetworkAction, NetworkChange, NetworkView, TimeView, TrialView,
 };
-use beemesh_init_api::time::{RtcState, TimeSource};
+use beemesh_init_api::time::{PeersHeard, RtcState, TimeSource};
 use beemesh_init_api::{LinkStatus, NetworkConfig, NetworkStatus, TimeStatus};
 use beemesh_joinpack_format::{Envelope, Role};
 use serde_json::json;
@@ -221,6 +221,7 @@ fn time_says_where_it_is_from() {
         server: Some("10.0.0.3".into()),
         offset_us: Some(-1_234),
         heard_ms: Some(60_000),
+        peers: None,
         floor: 1_767_323_045,
         rtc: RtcState::Written,
     };
@@ -242,6 +243,19 @@ rtc     written
     assert_eq!(node.lines(), ["GET /v1/time"]);
     let json = bmctl(&["--socket", node.socket(), "time", "-o", "json"]).stdout;
     assert_eq!(serde_json::from_str::<TimeView>(&json).unwrap(), view);
+    let mut followed = view.clone();
+    let status = followed.status.as_mut().unwrap();
+    status.source = TimeSource::Peers;
+    status.peers = Some(PeersHeard {
+        members: 4,
+        offset_us: 1_500,
+        heard_ms: 70_000,
+    });
+    let following = Node::saying(200, &followed);
+    let ran = bmctl(&["--socket", following.socket(), "time"]);
+    assert!(ran.stdout.contains("source  peers: "), "{ran:?}");
+    let line = "\npeers   4 members, offset +1.500ms, heard 5s ago\n";
+    assert!(ran.stdout.contains(line), "{ran:?}");
     let without = Node::saying(200, &TimeView { status: None, ..view });
     let ran = bmctl(&["--socket", without.socket(), "time"]);
     assert!(ran.stdout.contains("source  unknown"), "{ran:?}");

@@ -93,6 +93,25 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// Whether the disk that images and pods lie on has refused, as one does that is read-only, full or broken.
+    #[must_use]
+    pub fn is_of_disk(&self) -> bool {
+        let mut cause = match self {
+            Self::Addresses(_) => None,
+            _ => std::error::Error::source(self),
+        };
+        while let Some(error) = cause {
+            let io = error.downcast_ref::<io::Error>();
+            if io.is_some_and(|error| error.raw_os_error().is_some()) {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
+    }
+}
+
 /// Runs pods with libcontainer.
 #[derive(Clone)]
 pub struct ContainerRuntime {
@@ -195,6 +214,16 @@ impl ContainerRuntime {
             source,
         })?;
         let store = ImageStore::open(&config.images, config.limits).map_err(OpenError::Images)?;
+        Self::with(config, store)
+    }
+
+    /// To look at what is there: on a disk that cannot be written, where nothing is started. Blocks.
+    pub fn open_read_only(config: RuntimeConfig) -> Result<Self, OpenError> {
+        let store = ImageStore::open_read_only(&config.images, config.limits).map_err(OpenError::Images)?;
+        Self::with(config, store)
+    }
+
+    fn with(config: RuntimeConfig, store: ImageStore) -> Result<Self, OpenError> {
         let addresses = AddressPool::load(&config.addresses).map_err(OpenError::Addresses)?;
         let inner = Inner {
             config,

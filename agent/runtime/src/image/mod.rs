@@ -128,6 +128,11 @@ impl ImageStore {
         for dir in [root.join("blobs/sha256"), root.join("layers"), tmp] {
             fs::create_dir_all(&dir).map_err(failed("create", &dir))?;
         }
+        Self::open_read_only(root, limits)
+    }
+
+    /// Opens the store as it is: what is in it can be looked at, and nothing is made or cleared.
+    pub fn open_read_only(root: &Path, limits: Limits) -> Result<Self, ImageError> {
         let path = root.join("index.json");
         let index = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|err| {

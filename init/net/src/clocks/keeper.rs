@@ -2,12 +2,12 @@
 //!
 //! The floor is what is certainly past (build of the image, packs, signed records, what was persisted); the ceiling is
 //! [`CEILING`] after it. Invariants (tested below under random events): the clock is never set outside of floor and
-//! ceiling, whatever the RTC or a server says; the floor never falls; once a server was heard, a large step needs two
-//! answers that agree.
+//! ceiling, whatever the RTC, a server or members say; the floor never falls; once a server was heard, a large step needs
+//! two answers that agree, and so it is with the members' median, which counts while no server answers.
 
 use std::net::IpAddr;
 
-use beemesh_init_api::time::{RtcState, TimeSource};
+use beemesh_init_api::time::{PeerTime, PeersHeard, RtcState, TimeSource};
 
 /// How far after the floor a time is believed, in seconds: ten years. A box may lie in a store for some of them; an RTC
 /// of 2099 or a server of another epoch is beyond.
@@ -24,6 +24,10 @@ const POLL_MS: u64 = 64_000;
 const POLL_MOST_MS: u64 = 1_024_000;
 /// How often the RTC is brought to a time that a server vouches for, in milliseconds.
 const RTC_MS: u64 = 3_600_000;
+/// A server that was heard is better than the members for this long, in milliseconds: three of the longest pauses.
+const SERVER_MS: u64 = 3 * POLL_MOST_MS;
+/// What members said this long ago is not used, in milliseconds.
+const PEERS_MS: u64 = 600_000;
 
 /// What has happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +48,8 @@ pub enum Event {
     },
     /// It has not, or not with a time.
     Unheard,
+    /// The agent has the median of the members' clocks.
+    Peers(PeerTime),
 }
 
 /// What to do with the clocks.
@@ -74,6 +80,8 @@ pub struct Keeper {
     pub offset_us: Option<i64>,
     /// When, on CLOCK_BOOTTIME in milliseconds.
     pub heard_ms: Option<u64>,
+    /// The members' clocks, while they count.
+    pub peers: Option<PeersHeard>,
     /// How the RTC was found.
     pub rtc: RtcState,
     /// When to ask a server next, on CLOCK_BOOTTIME in milliseconds.
@@ -81,6 +89,7 @@ pub struct Keeper {
     pause_ms: u64,
     unheard: u32,
     doubtful: Option<i64>,
+    doubtful_peers: Option<i64>,
     rtc_ms: Option<u64>,
 }
 
@@ -95,11 +104,13 @@ impl Keeper {
             server: None,
             offset_us: None,
             heard_ms: None,
+            peers: None,
             rtc: RtcState::Absent,
             ask_ms: 0,
             pause_ms: 0,
             unheard: 0,
             doubtful: None,
+            doubtful_peers: None,
             rtc_ms: None,
         }
     }
@@ -142,6 +153,7 @@ impl Keeper {
                 self.ask_ms = boot_ms.saturating_add(self.pause_ms);
                 Vec::new()
             }
+            Event::Peers(peers) => self.heard_peers(boot_ms, now_us, peers),
         }
     }
 
@@ -182,6 +194,7 @@ impl Keeper {
             return Vec::new();
         }
         self.source = TimeSource::Floor;
+        (self.peers, self.doubtful_peers) = (None, None);
         self.reason = "a signature vouches for a later time than the clock showed".to_owned();
         if now > self.floor {
             self.reason = "the clock was more than ten years ahead of what is known".to_owned();
@@ -222,6 +235,7 @@ impl Keeper {
             return Vec::new();
         }
         self.doubtful = None;
+        (self.peers, self.doubtful_peers) = (None, None);
         self.source = TimeSource::Ntp;
         let mut commands = Vec::new();
         if large {
@@ -240,6 +254,65 @@ impl Keeper {
             commands.push(Command::WriteRtc);
         }
         commands
+    }
+
+    fn heard_peers(&mut self, boot_ms: u64, now_us: i64, peers: PeerTime) -> Vec<Command> {
+        let served = self
+            .heard_ms
+            .is_some_and(|at| boot_ms.saturating_sub(at) < SERVER_MS);
+        if served || boot_ms.saturating_sub(peers.heard_ms) > PEERS_MS {
+            return Vec::new();
+        }
+        let up_us = i64::try_from(boot_ms.saturating_mul(1_000)).unwrap_or(i64::MAX);
+        let there_us = peers.origin_us.saturating_add(up_us);
+        let members = peers.members;
+        if !self.plausible(there_us.div_euclid(1_000_000)) {
+            let reason =
+                format!("the median of {members} members is not believed: it is outside of what is possible");
+            let news = self.reason != reason;
+            self.reason = reason;
+            return match news {
+                true => vec![Command::Say(format!("time: {}", self.reason))],
+                false => Vec::new(),
+            };
+        }
+        let offset_us = there_us.saturating_sub(now_us);
+        let first = self.source != TimeSource::Peers;
+        let large = offset_us.saturating_abs() > STEP_US;
+        let agreed = self
+            .doubtful_peers
+            .is_some_and(|before| before.saturating_sub(offset_us).saturating_abs() < AGREE_US);
+        self.peers = Some(PeersHeard {
+            members,
+            offset_us,
+            heard_ms: peers.heard_ms,
+        });
+        if large && !first && !agreed {
+            self.doubtful_peers = Some(offset_us);
+            self.reason =
+                format!("the median of {members} members differs all at once: the next one decides");
+            return Vec::new();
+        }
+        self.doubtful_peers = None;
+        self.source = TimeSource::Peers;
+        if large {
+            self.reason = format!(
+                "set by the median of {members} members: the clock was {} s off",
+                offset_us / 1_000_000
+            );
+            // What it shows was wrong, or nothing: the next boot shall begin with what the members vouch for.
+            return vec![
+                Command::Step(there_us),
+                Command::Say(format!("time: {}", self.reason)),
+                Command::WriteRtc,
+            ];
+        }
+        self.reason = format!("follows the median of {members} members");
+        match offset_us.unsigned_abs() > peers.error_us {
+            true => vec![Command::Slew(offset_us)],
+            // What it may be off itself is no reason to move.
+            false => Vec::new(),
+        }
     }
 }
 
@@ -365,6 +438,79 @@ mod tests {
         }
     }
 
+    fn peers(boot_ms: u64, unix_us: i64) -> Event {
+        Event::Peers(PeerTime {
+            origin_us: unix_us - i64::try_from(boot_ms).unwrap() * 1_000,
+            error_us: 2_000,
+            members: 3,
+            heard_ms: boot_ms,
+        })
+    }
+
+    #[test]
+    fn members_set_a_clock_at_the_floor_once_and_then_steer_it() {
+        let mut keeper = Keeper::new(BUILT);
+        keeper.step(0, 0, Event::Start { rtc: Some(Y1970) });
+        let (now, day) = (BUILT * 1_000_000, 86_400_000_000);
+        let commands = keeper.step(5_000, now, peers(5_000, now + day));
+        assert_eq!(steps(&commands), vec![BUILT + 86_400]);
+        assert!(commands.contains(&Command::WriteRtc));
+        assert_eq!(keeper.source, TimeSource::Peers);
+        assert_eq!(keeper.peers.unwrap().members, 3);
+        let now = now + day;
+        assert_eq!(
+            keeper.step(6_000, now, peers(6_000, now + 1_999)),
+            vec![],
+            "within its error"
+        );
+        assert_eq!(
+            keeper.step(7_000, now, peers(7_000, now - 5_000)),
+            vec![Command::Slew(-5_000)]
+        );
+        assert_eq!(
+            keeper.step(8_000, now, peers(8_000, now + day)),
+            vec![],
+            "asks again"
+        );
+        assert_eq!(
+            steps(&keeper.step(9_000, now, peers(9_000, now + day))),
+            vec![BUILT + 2 * 86_400]
+        );
+    }
+
+    #[test]
+    fn server_is_better_than_members_until_it_is_silent_for_long() {
+        let mut keeper = Keeper::new(BUILT);
+        let (now, day) = ((BUILT + 10) * 1_000_000, 86_400_000_000);
+        let heard = Event::Heard {
+            server: SERVER,
+            offset_us: 0,
+        };
+        keeper.step(0, now, peers(0, now + 1_000_000));
+        assert_eq!(keeper.source, TimeSource::Peers);
+        keeper.step(1_000, now, heard);
+        assert_eq!((keeper.source, keeper.peers), (TimeSource::Ntp, None));
+        let last = 1_000 + SERVER_MS;
+        assert_eq!(keeper.step(last - 1, now, peers(last - 1, now + day)), vec![]);
+        assert_eq!(keeper.source, TimeSource::Ntp);
+        assert!(!steps(&keeper.step(last, now, peers(last, now + day))).is_empty());
+        assert_eq!(keeper.source, TimeSource::Peers);
+    }
+
+    #[test]
+    fn members_outside_of_the_bounds_or_of_long_ago_are_not_believed() {
+        let mut keeper = Keeper::new(BUILT);
+        let now = (BUILT + 10) * 1_000_000;
+        for there in [Y1970, BUILT - 1, Y2099] {
+            let commands = keeper.step(0, now, peers(0, there * 1_000_000));
+            assert_eq!(steps(&commands), Vec::<i64>::new());
+            assert!(keeper.reason.contains("is not believed"), "{}", keeper.reason);
+        }
+        let old = peers(0, now + 86_400_000_000);
+        assert_eq!(keeper.step(PEERS_MS + 1, now, old), vec![]);
+        assert_eq!(keeper.source, TimeSource::Floor);
+    }
+
     #[test]
     fn silent_server_is_asked_ever_less_often_and_then_the_next_one() {
         let mut keeper = Keeper::new(BUILT);
@@ -386,7 +532,7 @@ mod tests {
         fn invariant_the_clock_stays_within_its_bounds(
             start in 0i64..5_000_000_000,
             rtc in prop::option::of(0i64..5_000_000_000),
-            events in prop::collection::vec((0u8..4, any::<i64>(), 0u64..2_000_000), 1..40),
+            events in prop::collection::vec((0u8..6, any::<i64>(), 0u64..2_000_000), 1..40),
         ) {
             let (mut keeper, mut clock, mut boot) = (Keeper::new(BUILT), start * 1_000_000, 0u64);
             let mut moves = vec![keeper.step(boot, clock, Event::Start { rtc })];
@@ -408,12 +554,19 @@ mod tests {
                     0 => Event::Floor(BUILT + number.rem_euclid(100_000_000)),
                     1 => Event::Heard { server: SERVER, offset_us: number },
                     2 => Event::Heard { server: SERVER, offset_us: number % 10_000_000 },
+                    3 => Event::Peers(PeerTime { origin_us: number, error_us: 0, members: 2, heard_ms: boot }),
+                    4 => Event::Peers(PeerTime {
+                        origin_us: clock - i64::try_from(boot).unwrap() * 1_000 + number % 10_000_000,
+                        error_us: 0,
+                        members: 2,
+                        heard_ms: boot,
+                    }),
                     _ => Event::Unheard,
                 };
                 moves.push(keeper.step(boot, clock, event));
                 prop_assert!(keeper.floor >= floor);
                 floor = keeper.floor;
-                if kind > 0 {
+                if matches!(kind, 1 | 2 | 5) {
                     prop_assert!(keeper.ask_ms > boot && keeper.ask_ms - boot <= POLL_MOST_MS);
                 }
                 if !keeper.plausible(clock.div_euclid(1_000_000)) && kind != 0 {

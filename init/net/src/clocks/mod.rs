@@ -1,5 +1,5 @@
-//! Looks after the clocks, beside the network: reads the floor that the agent hands over, asks NTP servers when there
-//! are any, does what `keeper` says, and writes `TimeStatus`. Nothing waits for it.
+//! Looks after the clocks, beside the network: reads the floor and the members' time that the agent hands over, asks NTP
+//! servers when there are any, does what `keeper` says, and writes `TimeStatus`. Nothing waits for it.
 
 pub mod clock;
 mod keeper;
@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use beemesh_init_api::time::RtcState;
-use beemesh_init_api::{TimeFloor, TimeStatus, path};
+use beemesh_init_api::{PeerTime, TimeFloor, TimeStatus, path};
+use serde::de::DeserializeOwned;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 
@@ -28,13 +29,15 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const PORT: u16 = 123;
 /// No image of this product is older: 2026-01-01, in seconds since the Unix epoch.
 const OLDEST: i64 = 1_767_225_600;
-/// Largest floor document, in bytes.
-const FLOOR_LIMIT: u64 = 4_096;
+/// Largest document of the agent, in bytes.
+const DOCUMENT_LIMIT: u64 = 4_096;
 
 /// The task's parts.
 pub struct TimeTask {
     reporter: Reporter,
     floor: PathBuf,
+    peers: PathBuf,
+    heard: Option<PeerTime>,
     servers: watch::Receiver<Vec<IpAddr>>,
     clock: Box<dyn Clock>,
     keeper: Keeper,
@@ -47,6 +50,8 @@ impl TimeTask {
         Self {
             reporter: Reporter::new(run.to_owned()),
             floor: run.join(name_of(path::TIME_FLOOR)),
+            peers: run.join(name_of(path::PEER_TIME)),
+            heard: None,
             servers,
             clock,
             keeper: Keeper::new(built()),
@@ -57,15 +62,23 @@ impl TimeTask {
     /// Runs for good.
     pub async fn run(mut self) {
         // What an earlier run, or the agent, knew already counts before the RTC is judged.
-        if let Some(floor) = read_floor(&self.floor) {
+        if let Some(TimeFloor { unix: floor }) = read(&self.floor) {
             self.keeper.floor = self.keeper.floor.max(floor);
         }
         let rtc = self.clock.read_rtc().ok();
         self.happened(Event::Start { rtc });
         let mut servers = Vec::new();
         loop {
-            if let Some(floor) = read_floor(&self.floor).filter(|floor| *floor > self.keeper.floor) {
+            let floor = read(&self.floor).map(|floor: TimeFloor| floor.unix);
+            if let Some(floor) = floor.filter(|floor| *floor > self.keeper.floor) {
                 self.happened(Event::Floor(floor));
+            }
+            let peers = read(&self.peers);
+            if self.heard != peers {
+                self.heard = peers;
+                if let Some(peers) = peers {
+                    self.happened(Event::Peers(peers));
+                }
             }
             let there = self.servers.borrow().clone();
             if there != servers {
@@ -154,6 +167,7 @@ impl TimeTask {
             server: keeper.server.map(|server| server.to_string()),
             offset_us: keeper.offset_us,
             heard_ms: keeper.heard_ms,
+            peers: keeper.peers,
             floor: keeper.floor,
             rtc: keeper.rtc,
         };
@@ -181,14 +195,12 @@ fn built() -> i64 {
         .max(OLDEST)
 }
 
-fn read_floor(path: &Path) -> Option<i64> {
+fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
     let mut text = Vec::new();
     std::fs::File::open(path)
         .ok()?
-        .take(FLOOR_LIMIT)
+        .take(DOCUMENT_LIMIT)
         .read_to_end(&mut text)
         .ok()?;
-    serde_json::from_slice::<TimeFloor>(&text)
-        .ok()
-        .map(|floor| floor.unix)
+    serde_json::from_slice(&text).ok()
 }

@@ -155,3 +155,29 @@ fn floor_that_rises_later_sets_the_clock() {
             .is_some_and(|t| t.reason.contains("a signature vouches for"))
     });
 }
+
+#[test]
+fn members_set_the_clock_where_there_is_no_server() {
+    let mut site = Site::new();
+    site.start_net_at(YEAR_1970);
+    site.wait("floor", 10, |s| {
+        s.time_status().is_some_and(|t| t.source == TimeSource::Floor)
+    });
+    let up_ms = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map(Duration::from);
+    let up_ms = u64::try_from(up_ms.unwrap().as_millis()).unwrap();
+    let origin_us = (real_now() * 1_000 - up_ms) * 1_000;
+    let document = format!(r#"{{"origin_us":{origin_us},"error_us":900,"members":3,"heard_ms":{up_ms}}}"#);
+    fs::write(site.run.path().join("peer-time.json"), document).unwrap();
+    site.wait("members' time", 10, |s| {
+        s.time_status().is_some_and(|t| t.source == TimeSource::Peers)
+    });
+    let status = site.time_status().unwrap();
+    let peers = status.peers.unwrap();
+    assert_eq!((peers.members, peers.heard_ms), (3, up_ms));
+    assert_eq!(status.rtc, RtcState::Written);
+    assert!(
+        site.read("net.log")
+            .contains("time: set by the median of 3 members"),
+        "{status:?}"
+    );
+}
