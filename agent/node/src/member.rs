@@ -13,7 +13,7 @@ use crate::clock;
 use crate::identity::{self, NodeKey};
 use crate::join::Joined;
 use crate::journal::Journal;
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::{Kept, Ledger, LedgerError};
 use crate::member_clocks;
 use crate::network;
 use crate::query::{Query, Site};
@@ -48,6 +48,8 @@ const PODS: &str = "/run/beemesh/pods";
 const TICK: Duration = Duration::from_millis(100);
 /// How often free memory, images and addresses are looked at.
 const CAPACITY: Duration = Duration::from_secs(1);
+/// How often the reserve of the state volume is looked at.
+const RESERVE: Duration = Duration::from_secs(60);
 /// A box that may found its cell waits this long for a member before it does.
 const FOUND_AFTER: Duration = Duration::from_millis(500);
 /// Events that are taken before their records are made durable and their commands carried out.
@@ -280,6 +282,8 @@ impl Driver {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut capacity = tokio::time::interval(CAPACITY);
+        // The boot has other things to do.
+        let mut reserve = tokio::time::interval_at(tokio::time::Instant::now() + RESERVE, RESERVE);
         let found = tokio::time::sleep(FOUND_AFTER);
         tokio::pin!(found);
         let mut may_found = self.joined.document.found;
@@ -293,6 +297,7 @@ impl Driver {
                     self.look_at_capacity();
                     self.look_at_admissions();
                 }
+                _ = reserve.tick() => self.look_at_reserve(),
                 () = &mut found, if may_found => {
                     may_found = false;
                     self.announce_membership("founds its cell, as the join pack says");
@@ -397,14 +402,36 @@ impl Driver {
         if !records.is_empty() {
             // The disk may take its time: the other tasks of this thread go on meanwhile.
             let kept = tokio::task::block_in_place(|| self.ledger.keep(&records));
-            if let Err(error) = kept {
-                self.failed = Some(error);
-                return;
+            match kept {
+                Ok(Kept::Kept) => {}
+                Ok(Kept::FromReserve) => self.say_full(),
+                Err(error) => {
+                    self.failed = Some(error);
+                    return;
+                }
             }
         }
         for command in rest {
             self.carry_out(command);
         }
+    }
+
+    fn say_full(&self) {
+        let message = "the state volume is full: this box works on from its reserve, for as long as that lasts. What you can \
+                       do: delete pods or give it a larger disk";
+        self.part
+            .journal
+            .announce("StateVolumeFull", "node/self", message);
+    }
+
+    /// Takes the reserve of the state volume where there is room for it, beside the loop.
+    fn look_at_reserve(&self) {
+        let reserve = self.ledger.reserve().clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = reserve.take() {
+                tracing::warn!(%error, "failed to take the reserve of the state volume");
+            }
+        });
     }
 
     fn carry_out(&mut self, command: Command) {
