@@ -324,32 +324,6 @@ impl Driver {
         }
     }
 
-    /// Going on would break the promise that a grant is durable, so nothing is done any more but to answer. Ends when the
-    /// disk works again: the supervisor starts the agent anew.
-    async fn outlast(mut self, error: &LedgerError) -> Result<()> {
-        let mut idle = self.part.idle(
-            "this box does no more for its fabric, and only shows its log",
-            error,
-        );
-        loop {
-            let question = idle.question(&mut self.part).await?;
-            self.answer_idle(question);
-        }
-    }
-
-    fn answer_idle(&mut self, question: Query) {
-        if let Query::Change { reply, .. } = question {
-            drop(reply.send(Err(Self::no_records())));
-        } else {
-            self.answer(question);
-        }
-    }
-
-    fn no_records() -> Refused {
-        let error = "this box takes no change: its state volume failed; ask another node";
-        Refused::new(StatusCode::SERVICE_UNAVAILABLE, error)
-    }
-
     fn now(&self) -> Millis {
         Millis(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
@@ -414,24 +388,6 @@ impl Driver {
         for command in rest {
             self.carry_out(command);
         }
-    }
-
-    fn say_full(&self) {
-        let message = "the state volume is full: this box works on from its reserve, for as long as that lasts. What you can \
-                       do: delete pods or give it a larger disk";
-        self.part
-            .journal
-            .announce("StateVolumeFull", "node/self", message);
-    }
-
-    /// Takes the reserve of the state volume where there is room for it, beside the loop.
-    fn look_at_reserve(&self) {
-        let reserve = self.ledger.reserve().clone();
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = reserve.take() {
-                tracing::warn!(%error, "failed to take the reserve of the state volume");
-            }
-        });
     }
 
     fn carry_out(&mut self, command: Command) {
