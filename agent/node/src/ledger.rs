@@ -1,8 +1,9 @@
 //! What the cell's core wants to keep, in a database on the state volume; and which pod belongs to which grant.
 //!
-//! Invariant: what [`Ledger::keep`] has taken survives a loss of power, all of one call or nothing of it.
+//! On a full volume it frees the [`Reserve`] and goes on. Invariant: what [`Ledger::keep`] has taken survives a loss of power, all of one call or nothing of it.
 
 use crate::journal::Journal;
+use crate::reserve::{self, Reserve};
 use crate::store::{Store, StoreError};
 use beemesh_agent_api::WorkloadId;
 use beemesh_agent_sched::{Persisted, Record, RecoveredPod, Stamp};
@@ -68,11 +69,22 @@ struct PodDocument {
     stamp: Stamp,
 }
 
+/// Records were made durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// As always.
+    Kept,
+    /// The volume was full, and the reserve made room for them.
+    FromReserve,
+}
+
 /// The cell's records, durable; and the pods of this boot, in memory that outlives the agent.
 #[derive(Debug)]
 pub struct Ledger {
-    database: Database,
+    /// `None` after it failed and could not be opened again.
+    database: Option<Database>,
     read_only: bool,
+    reserve: Reserve,
     path: PathBuf,
     pods: Store,
 }
@@ -100,8 +112,9 @@ impl Ledger {
         };
         let pods = Store::open(run).map_err(LedgerError::Pods)?;
         Ok(Self {
-            database,
+            database: Some(database),
             read_only: false,
+            reserve: Reserve::new(state),
             path,
             pods,
         })
@@ -117,8 +130,9 @@ impl Ledger {
             in_memory(&[])
         });
         Ok(Self {
-            database: database.map_err(|error| failed("read", &path, error))?,
+            database: Some(database.map_err(|error| failed("read", &path, error))?),
             read_only: true,
+            reserve: Reserve::new(state),
             path,
             pods: Store::open(run).map_err(LedgerError::Pods)?,
         })
@@ -139,7 +153,7 @@ impl Ledger {
     }
 
     fn read(&self, mut take: impl FnMut(&str, &[u8])) -> Result<(), redb::Error> {
-        let transaction = self.database.begin_read()?;
+        let transaction = opened(&self.database)?.begin_read()?;
         let table = match transaction.open_table(RECORDS) {
             Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
             other => other?,
@@ -151,8 +165,14 @@ impl Ledger {
         Ok(())
     }
 
-    /// Makes records durable, all of them by one commit; each replaces the earlier one of its kind and key.
-    pub fn keep(&self, records: &[Record]) -> Result<(), LedgerError> {
+    /// What is freed on a full volume.
+    pub fn reserve(&self) -> &Reserve {
+        &self.reserve
+    }
+
+    /// Makes records durable, all of them by one commit; each replaces the earlier one of its kind and key. Where the
+    /// volume is full, they are tried once more without the reserve.
+    pub fn keep(&mut self, records: &[Record]) -> Result<Kept, LedgerError> {
         if self.read_only {
             return Err(LedgerError::ReadOnly);
         }
@@ -161,17 +181,30 @@ impl Ledger {
             Ok((key_of(record), bytes))
         });
         let encoded = encoded.collect::<Result<Vec<_>, LedgerError>>()?;
-        let write = || -> Result<(), redb::Error> {
-            let transaction = self.database.begin_write()?;
-            {
-                let mut table = transaction.open_table(RECORDS)?;
-                for (key, bytes) in &encoded {
-                    table.insert(key.as_str(), bytes.as_slice())?;
-                }
-            }
-            Ok(transaction.commit()?)
+        let error = match self.write(&encoded) {
+            Ok(()) => return Ok(Kept::Kept),
+            Err(error) if reserve::is_full(&error) && self.reserve.free() => error,
+            Err(error) => return Err(failed("write", &self.path, error)),
         };
-        write().map_err(|error| failed("write", &self.path, error))
+        tracing::warn!(%error, "the state volume is full: its reserve is freed");
+        // A database that has failed once does nothing more until it is opened again.
+        self.database = None;
+        let database = create(&self.path).map_err(|error| failed("open", &self.path, error))?;
+        self.database = Some(database);
+        self.write(&encoded)
+            .map_err(|error| failed("write", &self.path, error))?;
+        Ok(Kept::FromReserve)
+    }
+
+    fn write(&self, encoded: &[(String, Vec<u8>)]) -> Result<(), redb::Error> {
+        let transaction = opened(&self.database)?.begin_write()?;
+        {
+            let mut table = transaction.open_table(RECORDS)?;
+            for (key, bytes) in encoded {
+                table.insert(key.as_str(), bytes.as_slice())?;
+            }
+        }
+        Ok(transaction.commit()?)
     }
 
     /// Remembers a pod that is about to be started.
@@ -221,6 +254,10 @@ impl Ledger {
         }
         (known, unknown)
     }
+}
+
+fn opened(database: &Option<Database>) -> Result<&Database, redb::Error> {
+    database.as_ref().ok_or(redb::Error::PreviousIo)
 }
 
 fn create(path: &Path) -> Result<Database, redb::Error> {
@@ -326,12 +363,57 @@ mod tests {
     #[test]
     fn the_newest_record_of_each_key_comes_back() {
         let folder = tempfile::tempdir().unwrap();
-        let ledger = open(folder.path());
+        let mut ledger = open(folder.path());
         assert_eq!(ledger.load(&journal()).unwrap(), Persisted::default());
         ledger.keep(&[Record::Boot(3), Record::Boot(4)]).unwrap();
         ledger.keep(&[]).unwrap();
         drop(ledger);
         assert_eq!(open(folder.path()).load(&journal()).unwrap().boot, 4);
+    }
+
+    fn fill(volume: &Path) {
+        let mut file = std::fs::File::create(volume.join("filler")).unwrap();
+        let error = std::io::copy(&mut std::io::repeat(7), &mut file).unwrap_err();
+        assert!(reserve::is_full(&error), "{error}");
+    }
+
+    /// Records that need room of their own.
+    fn members(from: u8) -> Vec<Record> {
+        let member = |n: u8| {
+            let info = beemesh_agent_sched::MemberInfo {
+                name: format!("node-{n}").parse().unwrap(),
+                assurance: beemesh_agent_api::view::Assurance::Low,
+                voucher_id: "01KDVKFD000000000000000001".to_owned(),
+                redeemed: 7,
+                credential: vec![n; 16 << 10],
+            };
+            Record::Member(crate::fixture::peer(n), info)
+        };
+        (from..from + 32).map(member).collect()
+    }
+
+    #[test]
+    fn full_volume_takes_records_by_its_reserve_and_refuses_them_without_one() {
+        crate::fixture::in_small_volume(32 << 20, |volume| {
+            let mut ledger = open(volume);
+            assert_eq!(ledger.keep(&[Record::Boot(3)]).unwrap(), Kept::Kept);
+            assert!(ledger.reserve().take().unwrap());
+            fill(volume);
+            assert_eq!(ledger.keep(&members(0)).unwrap(), Kept::FromReserve);
+            assert!(!ledger.reserve().free(), "it is gone");
+            assert_eq!(ledger.keep(&[Record::Boot(4)]).unwrap(), Kept::Kept, "it goes on");
+            fill(volume);
+            let refused = (1..7).find_map(|n| ledger.keep(&members(n * 32)).err()).unwrap();
+            assert!(reserve::is_full(&refused), "{refused:?}");
+            std::fs::remove_file(volume.join("filler")).unwrap();
+            drop(ledger);
+            let mut ledger = open(volume);
+            let persisted = ledger.load(&journal()).unwrap();
+            assert_eq!(persisted.boot, 4);
+            assert!(persisted.members.len() >= 32, "{}", persisted.members.len());
+            assert!(ledger.reserve().take().unwrap(), "there is room for it again");
+            assert_eq!(ledger.keep(&members(0)).unwrap(), Kept::Kept);
+        });
     }
 
     #[test]
@@ -340,13 +422,13 @@ mod tests {
         let look = || Ledger::open_read_only(folder.path(), &folder.path().join("run"), &journal()).unwrap();
         assert_eq!(look().load(&journal()).unwrap(), Persisted::default());
         // Not closed: as the file is when the agent has died.
-        let ledger = open(folder.path());
+        let mut ledger = open(folder.path());
         ledger.keep(&[Record::Boot(3)]).unwrap();
         let path = folder.path().join(DATABASE);
         let before = std::fs::read(&path).unwrap();
         drop(ledger);
         std::fs::write(&path, &before).unwrap();
-        let ledger = look();
+        let mut ledger = look();
         assert_eq!(ledger.load(&journal()).unwrap().boot, 3);
         let refused = ledger.keep(&[Record::Boot(4)]);
         assert!(matches!(refused, Err(LedgerError::ReadOnly)), "{refused:?}");
@@ -361,9 +443,9 @@ mod tests {
     #[test]
     fn a_record_that_is_not_understood_is_left_out() {
         let folder = tempfile::tempdir().unwrap();
-        let ledger = open(folder.path());
+        let mut ledger = open(folder.path());
         ledger.keep(&[Record::Boot(3)]).unwrap();
-        let transaction = ledger.database.begin_write().unwrap();
+        let transaction = ledger.database.as_ref().unwrap().begin_write().unwrap();
         let insert = |name: &str| {
             let mut table = transaction.open_table(RECORDS).unwrap();
             table.insert(name, b"{".as_slice()).unwrap();

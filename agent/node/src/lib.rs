@@ -18,6 +18,7 @@ mod member_clocks;
 mod network;
 mod networks;
 mod query;
+mod reserve;
 mod rest;
 mod start;
 mod stick;

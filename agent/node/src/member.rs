@@ -13,7 +13,7 @@ use crate::clock;
 use crate::identity::{self, NodeKey};
 use crate::join::Joined;
 use crate::journal::Journal;
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::{Kept, Ledger, LedgerError};
 use crate::member_clocks;
 use crate::network;
 use crate::query::{Query, Site};
@@ -48,6 +48,8 @@ const PODS: &str = "/run/beemesh/pods";
 const TICK: Duration = Duration::from_millis(100);
 /// How often free memory, images and addresses are looked at.
 const CAPACITY: Duration = Duration::from_secs(1);
+/// How often the reserve of the state volume is looked at.
+const RESERVE: Duration = Duration::from_secs(60);
 /// A box that may found its cell waits this long for a member before it does.
 const FOUND_AFTER: Duration = Duration::from_millis(500);
 /// Events that are taken before their records are made durable and their commands carried out.
@@ -280,6 +282,8 @@ impl Driver {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut capacity = tokio::time::interval(CAPACITY);
+        // The boot has other things to do.
+        let mut reserve = tokio::time::interval_at(tokio::time::Instant::now() + RESERVE, RESERVE);
         let found = tokio::time::sleep(FOUND_AFTER);
         tokio::pin!(found);
         let mut may_found = self.joined.document.found;
@@ -293,6 +297,7 @@ impl Driver {
                     self.look_at_capacity();
                     self.look_at_admissions();
                 }
+                _ = reserve.tick() => self.look_at_reserve(),
                 () = &mut found, if may_found => {
                     may_found = false;
                     self.announce_membership("founds its cell, as the join pack says");
@@ -317,32 +322,6 @@ impl Driver {
                 return self.outlast(&error).await;
             }
         }
-    }
-
-    /// Going on would break the promise that a grant is durable, so nothing is done any more but to answer. Ends when the
-    /// disk works again: the supervisor starts the agent anew.
-    async fn outlast(mut self, error: &LedgerError) -> Result<()> {
-        let mut idle = self.part.idle(
-            "this box does no more for its fabric, and only shows its log",
-            error,
-        );
-        loop {
-            let question = idle.question(&mut self.part).await?;
-            self.answer_idle(question);
-        }
-    }
-
-    fn answer_idle(&mut self, question: Query) {
-        if let Query::Change { reply, .. } = question {
-            drop(reply.send(Err(Self::no_records())));
-        } else {
-            self.answer(question);
-        }
-    }
-
-    fn no_records() -> Refused {
-        let error = "this box takes no change: its state volume failed; ask another node";
-        Refused::new(StatusCode::SERVICE_UNAVAILABLE, error)
     }
 
     fn now(&self) -> Millis {
@@ -397,9 +376,13 @@ impl Driver {
         if !records.is_empty() {
             // The disk may take its time: the other tasks of this thread go on meanwhile.
             let kept = tokio::task::block_in_place(|| self.ledger.keep(&records));
-            if let Err(error) = kept {
-                self.failed = Some(error);
-                return;
+            match kept {
+                Ok(Kept::Kept) => {}
+                Ok(Kept::FromReserve) => self.say_full(),
+                Err(error) => {
+                    self.failed = Some(error);
+                    return;
+                }
             }
         }
         for command in rest {

@@ -6,6 +6,7 @@ use crate::join::{DOCUMENT, FabricDocument, Joined};
 use crate::journal::Journal;
 use crate::networks::Networks;
 use crate::query::QUERIES;
+use crate::reserve::{Reserve, is_full};
 use crate::sticks::{News, Sticks};
 use crate::store::Store;
 use crate::supervisor::{Pulse, Supervisor};
@@ -195,8 +196,10 @@ async fn open_runtime(options: &Options) -> Result<(ContainerRuntime, Option<Ope
         shim: options.shim.clone(),
         ..RuntimeConfig::default()
     };
+    let reserve = Reserve::new(&options.state.join("agent"));
     let opened = tokio::task::spawn_blocking(move || match ContainerRuntime::open(config.clone()) {
         Ok(runtime) => Ok((runtime, None)),
+        Err(error) if is_full(&error) && reserve.free() => Ok((ContainerRuntime::open(config)?, None)),
         Err(error) if error.is_of_disk() => Ok((ContainerRuntime::open_read_only(config)?, Some(error))),
         Err(error) => Err(error),
     });
@@ -274,7 +277,7 @@ mod tests {
         let (_, unwritable) = open_runtime(options).await.unwrap();
         assert!(unwritable.is_none());
         let run = options.run_path("/run/beemesh/pods");
-        let ledger = Ledger::open(&store.path(""), &run, &journal).unwrap();
+        let mut ledger = Ledger::open(&store.path(""), &run, &journal).unwrap();
         ledger.keep(&[Record::Boot(3)]).unwrap();
     }
 

@@ -1,13 +1,16 @@
-//! What is left to do while the state volume takes no records: to live, to answer, and to see whether it works again.
+//! What is left to do while the state volume takes no records: to live, to answer, and to see whether it works again; and
+//! what is said and kept for one that is only full.
 //!
 //! Acts on nothing, whatever arrives. Invariant: between two looks at the volume lie [`RETRY`] at least, so that an agent
 //! which is started again for nothing is so at a slow pace.
 
-use super::Part;
+use super::{Driver, Part};
 use crate::ledger::LedgerError;
 use crate::query::Query;
+use crate::rest::Refused;
 use crate::supervisor;
 use anyhow::{Context as _, Result};
+use hyper::StatusCode;
 use std::time::Duration;
 use tokio::time::{Instant, Interval, interval, interval_at};
 
@@ -65,5 +68,51 @@ impl Part {
             // Dropping a question tells the asker that the box is not a member.
             drop(idle.question(self).await?);
         }
+    }
+}
+
+impl Driver {
+    /// Going on would break the promise that a grant is durable, so nothing is done any more but to answer. Ends when the
+    /// disk works again: the supervisor starts the agent anew.
+    pub(super) async fn outlast(mut self, error: &LedgerError) -> Result<()> {
+        let mut idle = self.part.idle(
+            "this box does no more for its fabric, and only shows its log",
+            error,
+        );
+        loop {
+            let question = idle.question(&mut self.part).await?;
+            self.answer_idle(question);
+        }
+    }
+
+    fn answer_idle(&mut self, question: Query) {
+        if let Query::Change { reply, .. } = question {
+            drop(reply.send(Err(Self::no_records())));
+        } else {
+            self.answer(question);
+        }
+    }
+
+    pub(super) fn no_records() -> Refused {
+        let error = "this box takes no change: its state volume failed; ask another node";
+        Refused::new(StatusCode::SERVICE_UNAVAILABLE, error)
+    }
+
+    pub(super) fn say_full(&self) {
+        let message = "the state volume is full: this box works on from its reserve, for as long as that lasts. What you can \
+                       do: delete pods or give it a larger disk";
+        self.part
+            .journal
+            .announce("StateVolumeFull", "node/self", message);
+    }
+
+    /// Takes the reserve of the state volume where there is room for it, beside the loop.
+    pub(super) fn look_at_reserve(&self) {
+        let reserve = self.ledger.reserve().clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = reserve.take() {
+                tracing::warn!(%error, "failed to take the reserve of the state volume");
+            }
+        });
     }
 }
