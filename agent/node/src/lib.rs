@@ -16,6 +16,7 @@ mod ledger;
 mod member;
 mod network;
 mod networks;
+mod petitions;
 mod query;
 mod rest;
 mod start;
@@ -25,6 +26,7 @@ mod store;
 mod supervisor;
 mod trust;
 mod volume;
+mod waiting;
 
 pub use start::{Options, run};
 
