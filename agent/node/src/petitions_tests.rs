@@ -293,5 +293,9 @@ fn console_shows_the_code_and_a_picture_that_fits() {
     let wide = lines[1..].iter().all(|line| line.chars().count() == modules);
     assert!(wide && lines[1].starts_with('\u{2588}'), "{text}");
     let (events, _) = journal.subscribe();
-    assert!(events[0].message.contains(&format!("bmctl node approve {}", wish.code)));
+    assert!(
+        events[0]
+            .message
+            .contains(&format!("bmctl node approve {}", wish.code))
+    );
 }
