@@ -9,6 +9,7 @@ mod fault;
 mod locate;
 pub mod manifest;
 pub mod network;
+pub mod petition;
 pub mod quantity;
 pub mod record;
 pub mod revocation;

@@ -195,6 +195,10 @@ pub mod path {
     pub const NETWORK: &str = "/v1/network";
     /// GET: what is revoked ([`crate::revocation::RevocationView`]). POST: a signed snapshot; 202 with `{"accepted": true}`.
     pub const REVOCATIONS: &str = "/v1/revocations";
+    /// GET: the machines that ask the answering node to be let in ([`crate::petition::PetitionView`]). POST: an operator's word
+    /// about one of them, a signed voucher or denial (`usb-joinpack/SPEC.md`, section 12); 202 with `{"accepted": true}`; 404 for
+    /// a machine that does not ask, 409 where the name is in use, the cell another one, or an operator decided before.
+    pub const PETITIONS: &str = "/v1/petitions";
     /// GET: the endorsement key of the answering node's TPM (`usb-joinpack/SPEC.md`, section 10); 404 where it has no TPM.
     pub const ENDORSEMENT: &str = "/v1/endorsement";
     /// GET: the answering node's time ([`crate::network::TimeView`]).

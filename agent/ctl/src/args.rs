@@ -1,6 +1,8 @@
 //! The command line: every command, flag and help text. It parses; it does nothing.
 
 use crate::duration::parse_duration;
+use beemesh_ids::NodeName;
+use beemesh_joinpack_format::{ApprovalCode, NotACode};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{path::PathBuf, time::Duration};
 
@@ -110,6 +112,8 @@ A file with a static card, a VLAN on it, and a bridge of two other cards:
 const NODES_HELP: &str = "\
 Examples:
   bmctl nodes
+  bmctl node pending       machines that show a code on their console and wait
+  bmctl node approve 7KQ2M-X9D4T --name till-9
   bmctl --node 10.0.0.11:7443 node ek -o json > till-1.ek
                            then `joinpack create --node till-1,ek=till-1.ek …` makes a stick that only this machine can use";
 
@@ -181,7 +185,7 @@ pub enum Format {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Lists the members of the fabric, or shows what one of them is
+    /// Lists the members of the fabric, shows what one of them is, or lets machines in that ask
     #[command(visible_alias = "node", after_help = NODES_HELP)]
     Nodes {
         /// What to show instead of the list
@@ -331,11 +335,38 @@ pub enum Command {
     },
 }
 
-/// What can be shown of a node.
+/// What can be shown of a node, or done with one that is none yet.
 #[derive(Debug, Subcommand)]
 pub enum NodesCommand {
     /// Shows the endorsement key of the TPM of the node that is asked: `-o json` is what `joinpack create --node …,ek=FILE` reads
     Ek,
+    /// Lists the machines that ask the node to be let in: by a join pack made with `joinpack create --approval`
+    Pending,
+    /// Lets in the machine whose console shows this code; it joins within seconds
+    Approve {
+        /// The code that the machine's console shows, not one that somebody sent you
+        #[arg(value_name = "CODE", value_parser = parse_code)]
+        code: ApprovalCode,
+        /// Name of the new node [default: that of its place in the join pack, or `node-` and five characters of the code]
+        #[arg(long, value_name = "NAME")]
+        name: Option<NodeName>,
+        /// Print what would be sent, signed as it would be, and send nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Sends the machine that shows this code away, until it is started or gets its stick again
+    Deny {
+        /// The code as `bmctl node pending` shows it
+        #[arg(value_name = "CODE", value_parser = parse_code)]
+        code: ApprovalCode,
+        /// Print what would be sent, signed as it would be, and send nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+fn parse_code(text: &str) -> Result<ApprovalCode, NotACode> {
+    text.parse()
 }
 
 /// What can be done with a node's network.
@@ -482,6 +513,10 @@ mod tests {
             "bmctl revoke",
             "bmctl revoke node/a --file b",
             "bmctl node ek till",
+            "bmctl node approve",
+            "bmctl node approve 7KQ2M",
+            "bmctl node approve 7KQ2M-X9D4T --name No",
+            "bmctl node deny 7KQ2M-X9D4T --name x",
         ] {
             assert!(Bmctl::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

@@ -584,8 +584,8 @@ impl Driver {
                     self.book.answered(&target, peer, now);
                 }
             }
-            // Nobody was judged: a connection that breaks is no refusal.
-            GateError::Broken(_) | GateError::Hello(HelloError::Io(_)) => {
+            // Nobody was judged: a connection that breaks is no refusal, nor is one that only asked.
+            GateError::Broken(_) | GateError::Petition | GateError::Hello(HelloError::Io(_)) => {
                 tracing::debug!(%peer, %address, %error, "connection failed in the handshake");
             }
             error => {

@@ -5,8 +5,9 @@
 
 use crate::{
     Admission, CREDENTIAL_TIMEOUT, Denial,
+    address::Target,
     claims::{Claim, Claims},
-    hello::{Hello, HelloError, Verdict},
+    hello::{First, Hello, HelloError, Verdict},
 };
 use beemesh_ids::PeerId as NodeId;
 use futures::{AsyncReadExt, AsyncWriteExt};
@@ -20,6 +21,7 @@ use libp2p::{
 use std::{
     future::{Future, poll_fn},
     io,
+    net::{IpAddr, Ipv4Addr},
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
@@ -49,6 +51,8 @@ pub(crate) enum GateError {
     KeyType,
     #[error("the connection failed before a credential was shown")]
     Broken(#[source] io::Error),
+    #[error("it asked to be let in")]
+    Petition,
     #[error("{0}")]
     Hello(#[from] HelloError),
 }
@@ -117,21 +121,23 @@ impl Gate {
         point: ConnectedPoint,
     ) -> Result<(PeerId, StreamMuxerBox), io::Error> {
         let dialled = point.is_dialer();
-        let exchange = tokio::time::timeout(CREDENTIAL_TIMEOUT, self.exchange(peer, &mut muxer, dialled));
+        let address = match &point {
+            ConnectedPoint::Dialer { address, .. } => address,
+            ConnectedPoint::Listener { send_back_addr, .. } => send_back_addr,
+        };
+        let source = source(address);
+        let exchange = self.exchange(peer, &mut muxer, dialled, source);
+        let exchange = tokio::time::timeout(CREDENTIAL_TIMEOUT, exchange);
         let error = match exchange.await {
             Ok(Ok(claim)) => return Ok((peer, StreamMuxerBox::new(Admitted { muxer, _claim: claim }))),
             Ok(Err(error)) => error,
             Err(_) => GateError::Silent,
         };
         let text = error.to_string();
-        let address = match point {
-            ConnectedPoint::Dialer { address, .. } => address,
-            ConnectedPoint::Listener { send_back_addr, .. } => send_back_addr,
-        };
         // Bounded: a crowd of strangers loses reports, it does not take memory.
         let _ = self.turned.try_send(Turned {
             peer,
-            address,
+            address: address.clone(),
             dialled,
             error,
         });
@@ -143,6 +149,7 @@ impl Gate {
         peer: PeerId,
         muxer: &mut StreamMuxerBox,
         dialled: bool,
+        source: IpAddr,
     ) -> Result<Claim, GateError> {
         if peer == *self.claims.own() {
             return Err(GateError::Myself);
@@ -156,7 +163,7 @@ impl Gate {
             let result = if dialled {
                 self.as_dialer(peer, &node, &mut io).await
             } else {
-                self.as_listener(peer, &node, &mut io).await
+                self.as_listener(peer, &node, &mut io, source).await
             };
             match result {
                 Ok(claim) => {
@@ -187,8 +194,24 @@ impl Gate {
         Ok(claim)
     }
 
-    async fn as_listener(&self, peer: PeerId, node: &NodeId, io: &mut SubstreamBox) -> Result<Claim, Stop> {
-        let hello = Hello::read(io).await?;
+    async fn as_listener(
+        &self,
+        peer: PeerId,
+        node: &NodeId,
+        io: &mut SubstreamBox,
+        source: IpAddr,
+    ) -> Result<Claim, Stop> {
+        let hello = match First::read(io).await? {
+            First::Hello(hello) => hello,
+            // Answered, and then the connection ends: a petition is no way in.
+            First::Petition(petition) => {
+                let answer = self.admission.petition(node, source, &petition);
+                return Err(Stop {
+                    error: GateError::Petition,
+                    tell: Some(Verdict::Answer(answer)),
+                });
+            }
+        };
         self.judge(node, &hello)?;
         let claim = |hello| {
             self.claims
@@ -232,7 +255,13 @@ fn heed(verdict: Verdict) -> Result<(), Stop> {
         Verdict::Refused(reason) => Err(Stop::silently(GateError::RefusedByPeer(reason))),
         Verdict::Duplicate => Err(Stop::silently(GateError::Duplicate)),
         Verdict::Taken(reason, rival) => Err(Stop::silently(GateError::TakenByRival(reason, rival))),
+        Verdict::Answer(_) => Err(HelloError::Malformed.into()),
     }
+}
+
+/// The address that a connection came from; one for all where it is none.
+fn source(address: &Multiaddr) -> IpAddr {
+    Target::from_multiaddr(address).map_or(Ipv4Addr::UNSPECIFIED.into(), |target| target.socket.ip())
 }
 
 /// Says no and waits until the other side has heard it, which it shows by closing.
@@ -247,7 +276,7 @@ async fn last_words(verdict: &Verdict, io: &mut SubstreamBox) -> io::Result<()> 
     Ok(())
 }
 
-async fn first_substream(muxer: &mut StreamMuxerBox, dialled: bool) -> io::Result<SubstreamBox> {
+pub(crate) async fn first_substream(muxer: &mut StreamMuxerBox, dialled: bool) -> io::Result<SubstreamBox> {
     poll_fn(|cx| {
         let found = if dialled {
             muxer.poll_outbound_unpin(cx)
@@ -263,7 +292,7 @@ async fn first_substream(muxer: &mut StreamMuxerBox, dialled: bool) -> io::Resul
 }
 
 /// Runs `work` while the connection below it makes progress.
-async fn drive<T>(muxer: &mut StreamMuxerBox, work: impl Future<Output = T>) -> io::Result<T> {
+pub(crate) async fn drive<T>(muxer: &mut StreamMuxerBox, work: impl Future<Output = T>) -> io::Result<T> {
     let mut work = pin!(work);
     poll_fn(|cx| {
         if let Poll::Ready(value) = work.as_mut().poll(cx) {

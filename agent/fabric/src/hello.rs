@@ -4,12 +4,17 @@
 //! `Hello` is a length (u32, big endian) and that many bytes: version (u8), listen port (u16), credential.
 //! `Verdict` is a code (u8), a length (u8) and a reason of that many bytes (UTF-8); with code 3 a length (u16, big endian) and
 //! a credential of that many bytes follow.
+//!
+//! A dialer without a credential may send a petition in place of its `Hello`: the same form with version 2, port 0 and the
+//! petition. The listener answers it with code 4, an empty reason, a length (u16, big endian) and an answer of that many bytes,
+//! and the connection ends there.
 
-use crate::MAX_CREDENTIAL;
+use crate::{MAX_ANSWER, MAX_CREDENTIAL, MAX_PETITION};
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use std::io;
 
 const VERSION: u8 = 1;
+const PETITION: u8 = 2;
 const HEADER: usize = 3;
 /// Longest reason that is told to the other side, in bytes.
 pub(crate) const MAX_REASON: usize = 200;
@@ -22,6 +27,14 @@ pub(crate) struct Hello {
     pub(crate) credential: Vec<u8>,
 }
 
+/// What a listener hears first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum First {
+    Hello(Hello),
+    /// From somebody who is no member and asks to become one.
+    Petition(Vec<u8>),
+}
+
 /// What a node answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -31,6 +44,8 @@ pub(crate) enum Verdict {
     Duplicate,
     /// Refused, with the credential of who redeemed the same voucher before.
     Taken(String, Vec<u8>),
+    /// The answer to a petition.
+    Answer(Vec<u8>),
 }
 
 /// Why what was read is not what was expected.
@@ -48,16 +63,43 @@ pub(crate) enum HelloError {
 
 impl Hello {
     pub(crate) async fn write(&self, io: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
-        let mut bytes = Vec::with_capacity(4 + HEADER + self.credential.len());
-        bytes.extend(((HEADER + self.credential.len()) as u32).to_be_bytes());
-        bytes.push(VERSION);
-        bytes.extend(self.port.to_be_bytes());
-        bytes.extend(&self.credential);
-        io.write_all(&bytes).await?;
-        io.flush().await
+        write_first(io, VERSION, self.port, &self.credential).await
     }
 
     /// Reads at most what [`MAX_CREDENTIAL`] allows: the length is judged before anything is allocated for it.
+    pub(crate) async fn read(io: &mut (impl AsyncRead + Unpin)) -> Result<Self, HelloError> {
+        match First::read(io).await? {
+            First::Hello(hello) => Ok(hello),
+            First::Petition(_) => Err(HelloError::Version(PETITION)),
+        }
+    }
+}
+
+async fn write_first(
+    io: &mut (impl AsyncWrite + Unpin),
+    version: u8,
+    port: u16,
+    content: &[u8],
+) -> io::Result<()> {
+    let mut bytes = Vec::with_capacity(4 + HEADER + content.len());
+    bytes.extend(((HEADER + content.len()) as u32).to_be_bytes());
+    bytes.push(version);
+    bytes.extend(port.to_be_bytes());
+    bytes.extend(content);
+    io.write_all(&bytes).await?;
+    io.flush().await
+}
+
+impl First {
+    /// Sends a petition of at most [`MAX_PETITION`] bytes.
+    pub(crate) async fn write_petition(
+        io: &mut (impl AsyncWrite + Unpin),
+        petition: &[u8],
+    ) -> io::Result<()> {
+        write_first(io, PETITION, 0, petition).await
+    }
+
+    /// Reads at most what [`MAX_CREDENTIAL`] and [`MAX_PETITION`] allow.
     pub(crate) async fn read(io: &mut (impl AsyncRead + Unpin)) -> Result<Self, HelloError> {
         let mut length = [0; 4];
         io.read_exact(&mut length).await?;
@@ -69,14 +111,20 @@ impl Hello {
         let mut header = [0; HEADER];
         io.read_exact(&mut header).await?;
         let [version, high, low] = header;
-        if version != VERSION {
-            return Err(HelloError::Version(version));
+        match version {
+            VERSION => {}
+            PETITION if credential > MAX_PETITION => return Err(HelloError::TooLarge(credential)),
+            PETITION => {}
+            _ => return Err(HelloError::Version(version)),
         }
         let mut bytes = vec![0; credential];
         io.read_exact(&mut bytes).await?;
-        Ok(Self {
-            port: u16::from_be_bytes([high, low]),
-            credential: bytes,
+        Ok(match version {
+            PETITION => Self::Petition(bytes),
+            _ => Self::Hello(Hello {
+                port: u16::from_be_bytes([high, low]),
+                credential: bytes,
+            }),
         })
     }
 }
@@ -88,10 +136,11 @@ impl Verdict {
             Verdict::Refused(reason) => (1, cut(reason)),
             Verdict::Duplicate => (2, ""),
             Verdict::Taken(reason, _) => (3, cut(reason)),
+            Verdict::Answer(_) => (4, ""),
         };
         let mut bytes = vec![code, reason.len() as u8];
         bytes.extend(reason.as_bytes());
-        if let Verdict::Taken(_, rival) = self {
+        if let Verdict::Taken(_, rival) | Verdict::Answer(rival) = self {
             // What a peer once showed is within the bound; anything else is not sent on.
             let rival = rival.get(..MAX_CREDENTIAL).unwrap_or(rival);
             bytes.extend((rival.len() as u16).to_be_bytes());
@@ -114,15 +163,19 @@ impl Verdict {
             0 => Ok(Verdict::Admitted),
             1 => Ok(Verdict::Refused(printable(&String::from_utf8_lossy(&reason)))),
             2 => Ok(Verdict::Duplicate),
-            3 => {
+            3 | 4 => {
                 let mut length = [0; 2];
                 io.read_exact(&mut length).await?;
                 let length = usize::from(u16::from_be_bytes(length));
-                if length > MAX_CREDENTIAL {
+                let bound = if code == 3 { MAX_CREDENTIAL } else { MAX_ANSWER };
+                if length > bound {
                     return Err(HelloError::TooLarge(length));
                 }
                 let mut rival = vec![0; length];
                 io.read_exact(&mut rival).await?;
+                if code == 4 {
+                    return Ok(Verdict::Answer(rival));
+                }
                 Ok(Verdict::Taken(
                     printable(&String::from_utf8_lossy(&reason)),
                     rival,
@@ -212,10 +265,29 @@ mod tests {
             port: 1,
             credential: vec![],
         });
-        bytes[4] = 2;
+        bytes[4] = 3;
         assert!(matches!(
             block_on(Hello::read(&mut Cursor::new(bytes))),
-            Err(HelloError::Version(2))
+            Err(HelloError::Version(3))
         ));
+    }
+
+    #[test]
+    fn petition_and_answer_arrive_whole_and_a_petition_is_no_hello() {
+        let mut bytes = Vec::new();
+        block_on(First::write_petition(&mut bytes, b"let me in")).unwrap();
+        let read = |bytes: &[u8]| block_on(First::read(&mut Cursor::new(bytes.to_vec())));
+        assert_eq!(read(&bytes).unwrap(), First::Petition(b"let me in".to_vec()));
+        assert!(matches!(
+            block_on(Hello::read(&mut Cursor::new(bytes))),
+            Err(HelloError::Version(PETITION))
+        ));
+        let mut long = Vec::new();
+        block_on(First::write_petition(&mut long, &[0; MAX_PETITION + 1])).unwrap();
+        assert!(matches!(read(&long), Err(HelloError::TooLarge(_))));
+        let answer = Verdict::Answer(vec![7; MAX_ANSWER]);
+        let mut bytes = Vec::new();
+        block_on(answer.write(&mut bytes)).unwrap();
+        assert_eq!(block_on(Verdict::read(&mut Cursor::new(bytes))).unwrap(), answer);
     }
 }

@@ -5,7 +5,8 @@
 //! [`Admission`]) nor what a message says.
 //!
 //! Invariant: no connection reaches the swarm, and so no event but [`FabricEvent::Refused`] reaches the caller, before
-//! both sides have shown a credential for the key of the handshake and have admitted each other.
+//! both sides have shown a credential for the key of the handshake and have admitted each other. Who has none may ask one
+//! question ([`petition`]) and hears one answer, on a connection that ends with it.
 
 mod address;
 mod claims;
@@ -15,9 +16,11 @@ mod frame;
 mod gate;
 mod hello;
 mod lanes;
+mod petition;
 mod stream;
 mod transport;
 
+pub use petition::{PetitionError, petition};
 pub use stream::FabricStream;
 
 use beemesh_ids::PeerId;
@@ -35,6 +38,10 @@ use tokio::sync::mpsc;
 pub const MAX_MESSAGE: usize = 1024 * 1024;
 /// Longest credential, in bytes.
 pub const MAX_CREDENTIAL: usize = 16 * 1024;
+/// Longest petition of somebody who is no member, in bytes.
+pub const MAX_PETITION: usize = 1024;
+/// Longest answer to a petition, in bytes.
+pub const MAX_ANSWER: usize = 16 * 1024;
 /// Messages that wait for one peer before further ones are dropped.
 pub const PEER_QUEUE: usize = 256;
 /// Bytes of messages that wait for one peer before further ones are dropped.
@@ -70,6 +77,14 @@ pub trait Admission: Send + Sync {
     /// # Errors
     /// Why not.
     fn admit(&self, peer: &PeerId, credential: &[u8]) -> Result<(), Denial>;
+
+    /// What somebody hears who has no credential and asks to get one, at most [`MAX_ANSWER`] bytes. `peer` is proven by the
+    /// handshake, `source` is where it is, `petition` (at most [`MAX_PETITION`] bytes) is untrusted. The connection ends with
+    /// the answer. Must not wait for anything; unless it is overridden nobody hears anything.
+    fn petition(&self, peer: &PeerId, source: IpAddr, petition: &[u8]) -> Vec<u8> {
+        let _ = (peer, source, petition);
+        Vec::new()
+    }
 }
 
 impl Admission for beemesh_agent_identity::MembershipAdmission {

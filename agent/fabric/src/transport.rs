@@ -1,5 +1,5 @@
 //! The two transports, each with the gate behind it. A third transport cannot be added past the gate: there is one
-//! function, and it ends with it.
+//! function for the swarm, and it ends with it.
 
 use crate::{FabricError, SILENCE, gate::Gate};
 use futures::future::Either;
@@ -14,7 +14,8 @@ use std::time::Duration;
 /// For the TCP connection, the Noise handshake and the start of the multiplexer together.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub(crate) fn build(key: &Keypair, gate: Gate) -> Result<Boxed<(PeerId, StreamMuxerBox)>, FabricError> {
+/// For one question to a member, by TCP: the gate is not passed, and nothing but the question's substream is opened.
+pub(crate) fn outside(key: &Keypair) -> Result<Boxed<(PeerId, StreamMuxerBox)>, FabricError> {
     let noise = noise::Config::new(key).map_err(|error| FabricError::Transport {
         what: error.to_string(),
     })?;
@@ -24,6 +25,11 @@ pub(crate) fn build(key: &Keypair, gate: Gate) -> Result<Boxed<(PeerId, StreamMu
         .multiplex(yamux::Config::default())
         .timeout(HANDSHAKE_TIMEOUT)
         .boxed();
+    Ok(tcp)
+}
+
+pub(crate) fn build(key: &Keypair, gate: Gate) -> Result<Boxed<(PeerId, StreamMuxerBox)>, FabricError> {
+    let tcp = outside(key)?;
     let mut config = quic::Config::new(key);
     config.handshake_timeout = HANDSHAKE_TIMEOUT;
     config.max_idle_timeout = 2 * SILENCE.as_millis() as u32;

@@ -1,4 +1,4 @@
-//! Who a node is, and who the others are: the node key, the roster of members, TLS between operators and nodes.
+//! Who a node is, and who the others are: the node key, the roster of members, who asks to become one, TLS between operators and nodes.
 //!
 //! Documents and their verification are `usb-joinpack/format`'s; this crate keeps the key on this machine and applies
 //! what was verified to handshakes. It opens no connection.
@@ -8,6 +8,7 @@
 
 mod certificate;
 mod node_key;
+pub mod petition;
 mod revocation;
 mod roster;
 mod tls;

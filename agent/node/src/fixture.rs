@@ -97,9 +97,22 @@ pub fn voucher(number: u8, node: &str) -> PackVoucher {
 
 /// A pack with these places, the first `tied` of them for cards `52:54:00:00:00:01` and so on; `revoked` are vouchers.
 pub fn pack(places: u8, tied: u8, revoked: &[u8]) -> Pack<Verified> {
+    signed(&manifest(places, tied, revoked))
+}
+
+/// A pack without places, by which machines may ask these members.
+pub fn asking(peers: Vec<String>) -> Pack<Verified> {
+    signed(&Manifest {
+        peers,
+        approval: true,
+        ..manifest(0, 0, &[])
+    })
+}
+
+fn manifest(places: u8, tied: u8, revoked: &[u8]) -> Manifest {
     let name = |n: u8| format!("node-{n}");
     let mac = |n: u8| (n <= tied).then(|| format!("52:54:00:00:00:{n:02x}"));
-    let manifest = Manifest {
+    Manifest {
         format: 1,
         fabric: roots().fabric_id().clone(),
         serial: "01KDVKFD00000000000000000A".to_owned(),
@@ -132,7 +145,11 @@ pub fn pack(places: u8, tied: u8, revoked: &[u8]) -> Pack<Verified> {
                     .collect();
             })],
         },
-    };
+        approval: false,
+    }
+}
+
+fn signed(manifest: &Manifest) -> Pack<Verified> {
     let text = manifest.sign(&[&key()]).unwrap().to_json();
     Pack::parse(&text).unwrap().verify(None, NOW, None).unwrap()
 }

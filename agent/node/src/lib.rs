@@ -17,6 +17,7 @@ mod member;
 mod member_clocks;
 mod network;
 mod networks;
+mod petitions;
 mod query;
 mod reserve;
 mod rest;
@@ -27,6 +28,7 @@ mod store;
 mod supervisor;
 mod trust;
 mod volume;
+mod waiting;
 
 pub use start::{Options, run};
 

@@ -16,6 +16,7 @@ use crate::journal::Journal;
 use crate::ledger::{Kept, Ledger, LedgerError};
 use crate::member_clocks;
 use crate::network;
+use crate::petitions::{Door, Petitions};
 use crate::query::{Query, Site};
 use crate::rest::{self, Access, Refused};
 use crate::start::Options;
@@ -107,7 +108,9 @@ impl Part {
         let judged_by = self.trust.without_revoked(&joined.roots);
         let roots = Arc::new(RwLock::new(judged_by.clone()));
         let (ledger, persisted, failed) = self.open_records(unwritable)?;
-        let (fabric, network) = self.start_fabric(&joined, &roots, &persisted)?;
+        let (cell, journal) = (joined.member.cell.clone(), self.journal.clone());
+        let petitions = Petitions::new(joined.member.fabric.clone(), cell, journal);
+        let (fabric, network) = self.start_fabric(&joined, &roots, &persisted, petitions.clone())?;
         let site = Site {
             name: joined.member.name.clone(),
             roots: judged_by,
@@ -139,6 +142,7 @@ impl Part {
             fabric,
             roots,
             joined,
+            petitions,
             start,
             results,
             due: Vec::new(),
@@ -190,6 +194,7 @@ impl Part {
         joined: &Joined,
         roots: &SharedRoots,
         persisted: &Persisted,
+        petitions: Petitions,
     ) -> Result<(Fabric, mpsc::Receiver<FabricEvent>)> {
         let admission = MembershipAdmission::new(Arc::clone(roots), joined.member.clone())
             .with_revocations(self.trust.shared(), self.trust.clock());
@@ -207,7 +212,10 @@ impl Part {
         let config = FabricConfig {
             secret: self.key.secret_bytes(),
             credential: joined.document.membership.to_bytes(),
-            admission: Arc::new(admission),
+            admission: Arc::new(Door {
+                membership: admission,
+                petitions,
+            }),
             listen_port: self.options.port,
             bootstrap: joined.document.peers.clone(),
             mdns: true,
@@ -247,6 +255,7 @@ struct Driver {
     fabric: Fabric,
     roots: SharedRoots,
     joined: Joined,
+    petitions: Petitions,
     start: Instant,
     results: mpsc::Sender<Event>,
     /// Commands of the core, not carried out yet.
@@ -653,10 +662,23 @@ impl Driver {
             Query::Revoke { envelope, reply } => {
                 let _ = reply.send(self.take_revocations(&envelope));
             }
+            Query::Petitions(reply) => drop(reply.send(self.petitions.view())),
+            Query::Decide { envelope, reply } => {
+                let _ = reply.send(self.decide(&envelope));
+            }
             Query::Change { envelope, reply } => {
                 let _ = reply.send(self.take_change(envelope));
             }
         }
+    }
+
+    fn decide(&self, envelope: &[u8]) -> Result<(), Refused> {
+        // Judged without the keys that are revoked themselves.
+        let roots = self.part.trust.without_revoked(&self.joined.roots);
+        self.petitions.decide(envelope, &roots, |name, peer| {
+            let mut members = self.cell.members();
+            members.any(|(known, member)| member.name == *name && known != peer)
+        })
     }
 
     fn take_change(&mut self, envelope: Vec<u8>) -> Result<(), Refused> {

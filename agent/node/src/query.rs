@@ -1,6 +1,7 @@
 //! Questions that others put to the driver, and where it publishes that the box is a member.
 
 use crate::rest::Refused;
+use beemesh_agent_api::petition::PetitionView;
 use beemesh_agent_api::revocation::RevocationView;
 use beemesh_agent_api::view::{NodeView, PodView};
 use beemesh_agent_fabric::Fabric;
@@ -26,6 +27,15 @@ pub enum Query {
     Revocations(oneshot::Sender<RevocationView>),
     /// Takes a signed revocation snapshot.
     Revoke {
+        /// The DSSE envelope, JSON.
+        envelope: Vec<u8>,
+        /// Whether it was accepted.
+        reply: oneshot::Sender<Result<(), Refused>>,
+    },
+    /// Who asks to be let in.
+    Petitions(oneshot::Sender<Vec<PetitionView>>),
+    /// Takes an operator's word about one of them.
+    Decide {
         /// The DSSE envelope, JSON.
         envelope: Vec<u8>,
         /// Whether it was accepted.

@@ -129,6 +129,7 @@ pub async fn run(options: Options) -> Result<()> {
         networks: networks.clone(),
         news,
         up: is_up,
+        waiting: None,
     };
     let trials = tokio::spawn(networks.take_back_trials());
     let sticks = tokio::spawn(sticks.run());

@@ -12,14 +12,16 @@ use crate::start::Options;
 use crate::stick::{self, StickError};
 use crate::store::Store;
 use crate::trust::Trust;
+use crate::waiting::{self, End, Wish};
 use crate::{identity, network};
 use beemesh_ids::Digest;
 use beemesh_init_api::{StickStatus, path};
-use beemesh_joinpack_format::{Envelope, Machine, Outcome, Receipt, Timestamp};
+use beemesh_joinpack_format::{Envelope, Machine, Outcome, Pack, Receipt, Timestamp, Verified};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 
 /// How often init's stick status is read. It is a small file in RAM.
 const LOOK: Duration = Duration::from_millis(200);
@@ -56,6 +58,8 @@ pub struct Sticks {
     pub news: mpsc::Sender<News>,
     /// True once the box has joined.
     pub up: watch::Receiver<bool>,
+    /// What the box waits for an operator with.
+    pub waiting: Option<Waiting>,
 }
 
 /// What was taken from a stick.
@@ -67,6 +71,44 @@ struct Taken {
     revocations: Vec<Envelope>,
     /// When the pack was made.
     issued: Timestamp,
+}
+
+/// What a good pack means.
+enum Found {
+    /// The box is a member by it.
+    Membership(Box<Taken>),
+    /// The box may ask to become one.
+    Wish(Box<Wanted>),
+}
+
+/// A pack by which the box asks to be let in.
+struct Wanted {
+    wish: Wish,
+    images: Vec<(String, Digest)>,
+    staging: PathBuf,
+    revocations: Vec<Envelope>,
+    issued: Timestamp,
+}
+
+/// A box that asks.
+pub struct Waiting {
+    wanted: Box<Wanted>,
+    asking: JoinHandle<End>,
+    /// Generation of the stick that it asks by.
+    stick: u64,
+}
+
+impl Waiting {
+    /// Nobody needs the images that were copied.
+    fn clear(&self) {
+        let _ = std::fs::remove_dir_all(&self.wanted.staging);
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.asking.abort();
+    }
 }
 
 /// A TPM that has none to show is a machine that no endorsement key names.
@@ -96,13 +138,16 @@ impl Sticks {
                     device: Some(device),
                 }) if generation != seen => {
                     seen = generation;
-                    self.inserted(&device).await;
+                    self.inserted(&device, generation).await;
                 }
                 Some(StickStatus {
                     generation,
                     device: None,
                 }) => seen = generation,
                 _ => {}
+            }
+            if let Some(waiting) = self.waiting.take_if(|waiting| waiting.asking.is_finished()) {
+                self.answered(waiting, seen).await;
             }
             if self.joined.is_none() && !hinted && seen == 0 && clock::boot_ms() > 5_000 {
                 hinted = true;
@@ -116,7 +161,7 @@ impl Sticks {
         }
     }
 
-    async fn inserted(&mut self, device: &str) {
+    async fn inserted(&mut self, device: &str, generation: u64) {
         self.journal.announce(
             "StickInserted",
             "pack",
@@ -138,16 +183,36 @@ impl Sticks {
             return;
         }
         let (serial, outcome) = match &taken {
-            Ok(taken) => (Some(taken.joined.document.serial.clone()), Outcome::Applied),
+            Ok(Found::Membership(taken)) => (Some(taken.joined.document.serial.clone()), Outcome::Applied),
+            Ok(Found::Wish(wanted)) => {
+                let code = "waits-for-approval".to_owned();
+                let message = format!(
+                    "the box shows the code {} and waits for an operator",
+                    wanted.wish.code
+                );
+                (
+                    Some(wanted.wish.serial.clone()),
+                    Outcome::Refused { code, message },
+                )
+            }
             Err(error) => {
                 let (code, message) = (error.code().to_owned(), crate::words(error));
                 (None, Outcome::Refused { code, message })
             }
         };
         match taken {
-            Ok(taken) => self.accept(taken).await,
+            Ok(Found::Membership(taken)) => {
+                self.waiting = None;
+                self.accept(*taken).await;
+            }
+            Ok(Found::Wish(wanted)) => self.ask(wanted, generation),
             Err(error) => self.refuse(&error),
         }
+        self.leave_receipt(serial, outcome);
+    }
+
+    fn leave_receipt(&self, serial: Option<String>, outcome: Outcome) {
+        let mount = self.options.run_path(path::STICK);
         let receipt = self.receipt(serial, outcome);
         let secret = self.key.secret_key();
         if let Err(error) =
@@ -162,7 +227,7 @@ impl Sticks {
     }
 
     /// Verifies the pack, stages its images, commits the membership. Before the commit nothing has changed.
-    fn take(&self, mount: &std::path::Path) -> Result<Taken, StickError> {
+    fn take(&self, mount: &std::path::Path) -> Result<Found, StickError> {
         let joined = self.joined.as_ref();
         let trusted = joined.map(|joined| self.trust.without_revoked(&joined.roots));
         let trusted = trusted.as_ref();
@@ -194,36 +259,121 @@ impl Sticks {
         };
         let redeemed = match joined {
             Some(_) => None,
-            None => {
-                let offer = choose(&pack, &applicant)?;
-                Some((offer, stick::open_key(offer, tpm.as_ref())?))
-            }
+            None => match choose(&pack, &applicant) {
+                Ok(offer) => Some((offer, stick::open_key(offer, tpm.as_ref())?)),
+                Err(StickError::NoVoucher) if pack.manifest().approval => {
+                    let wish = Wish::new(&pack, &applicant);
+                    let (images, staging) = self.stage(mount, &pack, wish.images.clone())?;
+                    return Ok(Found::Wish(Box::new(Wanted {
+                        wish,
+                        images,
+                        staging,
+                        revocations: pack.revocations().envelopes().cloned().collect(),
+                        issued: pack.manifest().issued,
+                    })));
+                }
+                Err(error) => return Err(error),
+            },
         };
         let redeemed = redeemed.as_ref().map(|(offer, key)| (*offer, key));
         let plan = plan(&pack, &applicant, redeemed)?;
-        let wanted = plan.images.into_iter();
-        let images: Vec<_> = wanted
-            .filter(|(name, digest)| !self.images.has_archive(name, digest))
-            .collect();
-        // A folder for each pack: the images of the stick before may still wait for their import.
-        let staging = self.store.path("staging").join(&plan.document.serial);
-        let blobs: Vec<_> = images.iter().map(|(_, digest)| *digest).collect();
-        stick::stage_blobs(mount, &pack, &blobs, &staging)?;
+        let (images, staging) = self.stage(mount, &pack, plan.images)?;
         let joined = Joined::check(plan.document, &peer)?;
-        self.store
-            .save(DOCUMENT, &joined.document)
-            .map_err(|error| StickError::Keep {
-                path: self.store.path(DOCUMENT),
-                source: std::io::Error::other(error),
-            })?;
-        Ok(Taken {
+        self.commit(&joined)?;
+        Ok(Found::Membership(Box::new(Taken {
             joined,
             images,
             staging,
             first: !plan.already_member,
             revocations: pack.revocations().envelopes().cloned().collect(),
             issued: pack.manifest().issued,
+        })))
+    }
+
+    /// Copies the images that this box lacks. Returns which, and where they lie.
+    fn stage(
+        &self,
+        mount: &std::path::Path,
+        pack: &Pack<Verified>,
+        wanted: Vec<(String, Digest)>,
+    ) -> Result<(Vec<(String, Digest)>, PathBuf), StickError> {
+        let images: Vec<_> = wanted
+            .into_iter()
+            .filter(|(name, digest)| !self.images.has_archive(name, digest))
+            .collect();
+        // A folder for each pack: the images of the stick before may still wait for their import.
+        let staging = self.store.path("staging").join(&pack.manifest().serial);
+        let blobs: Vec<_> = images.iter().map(|(_, digest)| *digest).collect();
+        stick::stage_blobs(mount, pack, &blobs, &staging)?;
+        Ok((images, staging))
+    }
+
+    fn commit(&self, joined: &Joined) -> Result<(), StickError> {
+        let saved = self.store.save(DOCUMENT, &joined.document);
+        saved.map_err(|error| StickError::Keep {
+            path: self.store.path(DOCUMENT),
+            source: std::io::Error::other(error),
         })
+    }
+
+    /// Shows the code and begins to ask, in place of what was asked before.
+    fn ask(&mut self, wanted: Box<Wanted>, stick: u64) {
+        let settings = self.networks.take_from_pack(&wanted.wish.network, None);
+        if let Err(error) = settings {
+            let message = format!("the network settings were not taken: {}", crate::words(&error));
+            self.journal.announce("NetworkFailed", "pack", &message);
+        }
+        wanted.wish.show(&self.journal);
+        let key = self.key.secret_key().clone();
+        let asking = tokio::spawn(waiting::wait(wanted.wish.clone(), key, self.journal.clone()));
+        self.waiting = Some(Waiting {
+            wanted,
+            asking,
+            stick,
+        });
+    }
+
+    /// The end of the waiting; `seen` is the stick that is there now.
+    async fn answered(&mut self, mut waiting: Waiting, seen: u64) {
+        let joined = match (&mut waiting.asking).await {
+            Ok(End::Joined(joined)) => *joined,
+            Ok(End::Denied) => {
+                waiting.clear();
+                let message = "an operator did not let this box in: insert the join stick again to ask again";
+                return self.journal.announce("NotLetIn", "pack", message);
+            }
+            Ok(End::Expired) => {
+                waiting.clear();
+                let message = "nobody let this box in within a quarter of an hour, and its code is good no more: insert the \
+                               join stick again to ask again";
+                return self.journal.announce("NotLetIn", "pack", message);
+            }
+            Err(error) => return tracing::error!(%error, "the question to the members broke off"),
+        };
+        if let Err(error) = tokio::task::block_in_place(|| self.commit(&joined)) {
+            return self.refuse(&error);
+        }
+        let wanted = &waiting.wanted;
+        let serial = joined.document.serial.clone();
+        let taken = Taken {
+            joined,
+            images: wanted.images.clone(),
+            staging: wanted.staging.clone(),
+            first: true,
+            revocations: wanted.revocations.clone(),
+            issued: wanted.issued,
+        };
+        self.accept(taken).await;
+        // The stick may have been pulled out: then it keeps the word that the box waits.
+        if waiting.stick == seen && self.stick_is_in() {
+            self.leave_receipt(Some(serial), Outcome::Applied);
+        }
+    }
+
+    fn stick_is_in(&self) -> bool {
+        let status = std::fs::read(self.options.run_path(path::STICK_STATUS)).ok();
+        let status = status.and_then(|bytes| serde_json::from_slice::<StickStatus>(&bytes).ok());
+        status.is_some_and(|status| status.device.is_some())
     }
 
     async fn accept(&mut self, taken: Taken) {

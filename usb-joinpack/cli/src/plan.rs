@@ -1,6 +1,6 @@
 //! What a pack should contain, from flags and from one TOML file. Reads no key and makes no pack.
 //!
-//! Invariant: a [`Plan`] names at least one node unless it is for members only; what the format bounds, the format checks when the pack is signed.
+//! Invariant: a [`Plan`] names at least one node unless it is for members only, or for machines that ask; what the format bounds, the format checks when the pack is signed.
 
 use crate::chance::parse_span;
 use crate::failure::{Failure, invalid};
@@ -22,6 +22,8 @@ pub struct Place {
     pub entry: NodeEntry,
     /// The endorsement key of its machine, where it is known: the place's one-time key is encrypted to it.
     pub key: Option<EndorsementKey>,
+    /// It gets no voucher: its machine asks, and an operator lets it in or not.
+    pub approval: bool,
 }
 
 /// What to put into a pack.
@@ -37,6 +39,8 @@ pub struct Plan {
     pub expires: i64,
     /// The first node may found the cell alone.
     pub found: bool,
+    /// Machines without a place may ask, and an operator lets them in or not.
+    pub approval: bool,
     /// An empty disk may be taken.
     pub blank_disk: bool,
     /// Cell.
@@ -48,9 +52,10 @@ pub struct Plan {
 /// The flags of `create` that say what goes into the pack.
 #[derive(Debug, Default, clap::Args)]
 pub struct PlanArgs {
-    /// A node: NAME[,mac=aa:bb:cc:dd:ee:ff][,serial=TEXT][,ek=FILE|sha256:HEX][,address=CIDR][,gateway=IP][,dns=IP][,dhcp];
+    /// A node: NAME[,mac=aa:bb:cc:dd:ee:ff][,serial=TEXT][,ek=FILE|sha256:HEX][,address=CIDR][,gateway=IP][,dns=IP][,dhcp]
+    /// [,approval];
     /// address and dns may be repeated. With ek=FILE (of `bmctl node ek -o json`) only that machine's TPM can use the place;
-    /// a hash only chooses the machine
+    /// a hash only chooses the machine. With approval the machine gets name and network, and asks as with --approval
     #[arg(long = "node", value_name = "NODE", value_parser = parse_node)]
     nodes: Vec<Place>,
     /// That many nodes, named node-1 to node-N, for any machine, with DHCP
@@ -71,6 +76,9 @@ pub struct PlanArgs {
     /// The first node may found the cell alone
     #[arg(long)]
     found: bool,
+    /// A machine for which the pack has no place shows a code and waits until an operator lets it in: `bmctl node approve CODE`
+    #[arg(long, conflicts_with = "news")]
+    approval: bool,
     /// Nodes may take an empty disk for their state
     #[arg(long)]
     blank_disk: bool,
@@ -94,6 +102,8 @@ struct PlanFile {
     #[serde(default)]
     found: bool,
     #[serde(default)]
+    approval: bool,
+    #[serde(default)]
     blank_disk: bool,
     #[serde(default)]
     peers: Vec<String>,
@@ -114,6 +124,8 @@ struct FileNode {
     ek: Option<String>,
     #[serde(default)]
     dhcp: bool,
+    #[serde(default)]
+    approval: bool,
     #[serde(default)]
     addresses: Vec<String>,
     gateway: Option<String>,
@@ -138,9 +150,11 @@ fn parse_node(text: &str) -> Result<Place, String> {
         .map_err(|e: beemesh_ids::InvalidId| e.to_string())?;
     let (mut mac, mut serial, mut ek) = (None, None, None);
     let mut network = NodeNetwork::default();
+    let mut approval = false;
     for part in parts {
         match part.split_once('=') {
             None if part == "dhcp" => network.dhcp = true,
+            None if part == "approval" => approval = true,
             Some(("mac", value)) if mac.is_none() => mac = Some(value.to_ascii_lowercase()),
             Some(("serial", value)) if serial.is_none() => serial = Some(value.to_owned()),
             Some(("ek", value)) if ek.is_none() => ek = Some(read_ek(Path::new(""), value)?),
@@ -149,12 +163,15 @@ fn parse_node(text: &str) -> Result<Place, String> {
             Some(("gateway", value)) if network.gateway.is_none() => network.gateway = Some(value.to_owned()),
             _ => {
                 return Err(format!(
-                    "`{part}` is not one of mac=, serial=, ek=, address=, gateway=, dns= and dhcp, or given twice"
+                    "`{part}` is not one of mac=, serial=, ek=, address=, gateway=, dns=, dhcp and approval, or given twice"
                 ));
             }
         }
     }
-    Ok(place(name, mac, serial, ek, network))
+    Ok(Place {
+        approval,
+        ..place(name, mac, serial, ek, network)
+    })
 }
 
 /// A node whose network says nothing gets DHCP, and no entry.
@@ -176,6 +193,7 @@ fn place(
             network,
         },
         key,
+        approval: false,
     }
 }
 
@@ -253,6 +271,7 @@ impl PlanArgs {
                 serial,
                 ek,
                 dhcp,
+                approval,
                 addresses,
                 gateway,
                 dns,
@@ -262,18 +281,16 @@ impl PlanArgs {
                 Err(message) => invalid!("node `{name}`: {message}"),
             };
             let mac = mac.map(|mac| mac.to_ascii_lowercase());
-            nodes.push(place(
-                name,
-                mac,
-                serial,
-                ek,
-                NodeNetwork {
-                    dhcp,
-                    addresses,
-                    gateway,
-                    dns,
-                },
-            ));
+            let network = NodeNetwork {
+                dhcp,
+                addresses,
+                gateway,
+                dns,
+            };
+            nodes.push(Place {
+                approval,
+                ..place(name, mac, serial, ek, network)
+            });
         }
         nodes.extend(self.nodes);
         match self.count.or(file.nodes) {
@@ -281,8 +298,23 @@ impl PlanArgs {
             Some(_) => invalid!("nodes are given by number and by name: choose one"),
             None => {}
         }
-        if nodes.is_empty() && !self.news {
-            invalid!("the pack names no node: give --node NAME or --nodes N, or --news for members only");
+        let asking = |place: &&Place| place.approval;
+        if let Some(place) = nodes.iter().filter(asking).find(|place| !place.entry.is_tied()) {
+            invalid!(
+                "node `{}` with approval needs mac=, serial= or ek=: or which machine is it? (--approval is for any)",
+                place.entry.name
+            );
+        }
+        let approval = self.approval || file.approval || nodes.iter().any(|place| place.approval);
+        if nodes.is_empty() && !self.news && !approval {
+            invalid!(
+                "the pack names no node: give --node NAME or --nodes N, --approval for machines that ask, or --news for members \
+                 only"
+            );
+        }
+        let peers = [file.peers, self.peers].concat();
+        if approval && peers.is_empty() {
+            invalid!("approval needs a member that machines can ask: give --peer IP:PORT");
         }
         let in_file = match file.expires.as_deref().map(parse_span).transpose() {
             Ok(span) => span,
@@ -296,10 +328,11 @@ impl PlanArgs {
         images.extend(self.images);
         Ok(Plan {
             nodes,
-            peers: [file.peers, self.peers].concat(),
+            peers,
             images,
             expires: self.expires.or(in_file).unwrap_or(30 * 86_400),
             found: self.found || file.found,
+            approval,
             blank_disk: self.blank_disk || file.blank_disk,
             cell: self.cell.or(file.cell).unwrap_or_else(|| "main".to_owned()),
             roster_size: self.roster_size.or(file.roster_size),

@@ -65,6 +65,8 @@ pub struct PackView {
     pub blob_bytes: u64,
     /// The first node may found the cell alone.
     pub found: bool,
+    /// Machines without a place may ask members.
+    pub approval: bool,
     /// An empty disk may be taken.
     pub blank_disk: bool,
 }
@@ -119,6 +121,7 @@ impl PackView {
                 .values()
                 .fold(0, |sum, size| sum.saturating_add(*size)),
             found: manifest.found,
+            approval: manifest.approval,
             blank_disk: manifest.state.blank_disk,
         }
     }
@@ -161,6 +164,12 @@ impl PackView {
             }
             .into(),
         );
+        if self.approval {
+            line(
+                "approval",
+                "machines without a voucher show a code and wait until an operator lets them in".into(),
+            );
+        }
         line(
             "disks",
             if self.blank_disk {

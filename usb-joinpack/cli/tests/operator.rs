@@ -204,6 +204,12 @@ fn mistakes_of_the_operator_are_named() {
         assert!(!dir.path().join("bad").exists(), "{args:?}");
     };
     create(&[], "names no node");
+    create(&["--approval"], "needs a member that machines can ask");
+    create(&["--node", "a,approval", "--peer", "10.0.0.1:7400"], "needs mac=");
+    create(
+        &["--approval", "--news", "--peer", "10.0.0.1:7400"],
+        "cannot be used with",
+    );
     create(&["--node", "till", "--node", "till"], "`till` twice");
     create(
         &[

@@ -163,3 +163,24 @@ fn revoked_key_signs_no_more_packs_and_root_and_last_recovery_keys_are_kept() {
         "nobody revoked",
     );
 }
+
+#[test]
+fn place_by_approval_has_name_and_network_and_no_voucher() {
+    let dir = bench();
+    let line = "create --fabric fab --out asking --peer 10.0.0.1:7400 --node till-1 \
+                --node till-9,mac=52:54:00:00:00:09,address=10.0.0.9/24,approval -o json";
+    let line: Vec<&str> = line.split_whitespace().collect();
+    let view = done(dir.path(), &line).json();
+    assert_eq!((&view["vouchers"], &view["approval"]), (&1.into(), &true.into()));
+    let pack = payload(&dir.path().join("asking"));
+    assert_eq!(pack["nodes"][1]["name"], "till-9");
+    assert_eq!(pack["approval"], true);
+    let shown = done(dir.path(), &["inspect", "asking"]).out;
+    assert!(shown.contains("show a code and wait"), "{shown}");
+    done(dir.path(), &["verify", "asking"]);
+    // Nobody needs a place: whoever has the stick may ask.
+    let line = "create --fabric fab --out open --peer 10.0.0.1:7400 --approval";
+    done(dir.path(), &line.split_whitespace().collect::<Vec<_>>());
+    let open = payload(&dir.path().join("open"));
+    assert!(open["vouchers"].as_array().unwrap().is_empty() && open["approval"] == true);
+}

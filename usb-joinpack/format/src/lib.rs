@@ -4,6 +4,7 @@
 //! Invariants: nothing of a pack can be read before its signatures are verified ([`Pack<Unverified>`](Pack) has no
 //! accessors); every count and length is bounded by [`limits`]; whatever is wrong is a [`Refusal`] and never a panic.
 
+mod approval;
 mod blob;
 pub mod dsse;
 mod endorsement;
@@ -22,6 +23,7 @@ mod time;
 mod validate;
 mod voucher;
 
+pub use approval::{ApprovalCode, DENIAL_PAYLOAD_TYPE, Denial, NotACode};
 pub use blob::{BlobCheck, blob_path};
 pub use dsse::Envelope;
 pub use endorsement::EndorsementFile;

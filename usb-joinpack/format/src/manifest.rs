@@ -55,6 +55,9 @@ pub struct Manifest {
     /// Revocation snapshots, at most [`limits::SNAPSHOTS`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub revocations: Vec<Envelope>,
+    /// A machine without a voucher in the pack may ask the peers, and an operator lets it in or not.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub approval: bool,
 }
 
 /// A node of the roster. What it names of `mac`, `serial` and `ek` must all be the machine's; an entry that names none of
@@ -163,6 +166,8 @@ struct Wire {
     state: StatePolicy,
     #[serde(default)]
     revocations: Vec<Envelope>,
+    #[serde(default)]
+    approval: bool,
 }
 
 #[derive(Deserialize)]
@@ -264,6 +269,7 @@ impl Manifest {
             found: wire.found,
             state: wire.state,
             revocations: wire.revocations,
+            approval: wire.approval,
         };
         manifest.check()?;
         Ok(manifest)
@@ -300,6 +306,12 @@ impl Manifest {
         self.check_nodes()?;
         distinct("peer", self.peers.iter())?;
         self.peers.iter().try_for_each(|peer| check_peer(peer))?;
+        if self.approval && self.peers.is_empty() {
+            return Err(Refusal::Inconsistent {
+                what: "approval without a peer to ask",
+                value: self.cell.clone(),
+            });
+        }
         self.check_keys()?;
         self.check_images()
     }

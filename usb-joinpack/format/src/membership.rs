@@ -4,7 +4,7 @@
 //! key of its peer id only by the caller's own check (the handshake); this module binds voucher and peer id together.
 
 use crate::validate::{parse_payload, payload};
-use crate::{Envelope, Refusal, RoleKeys, RootChain, SecretKey, Timestamp, Voucher, limits};
+use crate::{Admission, Envelope, Refusal, RoleKeys, RootChain, SecretKey, Timestamp, Voucher, limits};
 use beemesh_ids::{FabricId, NodeName, PeerId};
 use serde::{Deserialize, Serialize};
 
@@ -147,6 +147,11 @@ impl Membership {
                 what: "redemption",
                 value: voucher.node.to_string(),
             });
+        }
+        // The key that an operator approved is the machine's own: nobody else redeems that voucher.
+        let approved = voucher.admission == Admission::Approved;
+        if approved && PeerId::from_ed25519(voucher.key.as_bytes()) != redemption.peer_id {
+            return Err(Refusal::OtherPeer);
         }
         if redemption.peer_id != *peer {
             return Err(Refusal::OtherPeer);

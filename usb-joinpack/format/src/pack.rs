@@ -7,7 +7,7 @@ use crate::blob::blob_path;
 use crate::manifest::{MANIFEST_PAYLOAD_TYPE, Manifest, PackVoucher};
 use crate::refusal::clean;
 use crate::validate::check_escape;
-use crate::{Envelope, Refusal, RevocationSet, Role, RootChain, Timestamp, Voucher, limits};
+use crate::{Admission, Envelope, Refusal, RevocationSet, Role, RootChain, Timestamp, Voucher, limits};
 use beemesh_ids::{Digest, NodeName};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -228,7 +228,9 @@ fn verify_vouchers(manifest: &Manifest, roots: &RootChain) -> Result<Vec<Voucher
             }
             _ => false,
         };
-        if voucher.cell != manifest.cell || node.is_none() || !key_fits {
+        // An operator's word is for one who asked, and comes from members.
+        let approved = voucher.admission == Admission::Approved;
+        if voucher.cell != manifest.cell || node.is_none() || !key_fits || approved {
             return Err(Refusal::Inconsistent {
                 what: "voucher",
                 value: voucher.node.to_string(),

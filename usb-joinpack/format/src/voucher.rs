@@ -1,4 +1,6 @@
 //! Vouchers: each delegates one slot of a cell's roster to whoever holds its one-time key. Redeeming is `membership`'s.
+//!
+//! Invariant: an operator's signature makes a voucher for the key of one machine, and no other.
 
 use crate::validate::{check_label, check_ulid, parse_payload, payload};
 use crate::{Envelope, PublicKey, Refusal, Role, RoleKeys, RootChain, SecretKey, Timestamp};
@@ -17,9 +19,21 @@ pub enum Admission {
     Policy,
     /// The machine whose TPM has the voucher's endorsement key: the one-time key was only given out encrypted to it.
     Targeted,
+    /// An operator's word: signed by the role [`Role::Operator`], and its key is the node key of the machine that asked.
+    Approved,
 }
 
-/// A voucher: the payload of an envelope of type [`VOUCHER_PAYLOAD_TYPE`], signed by the role [`Role::Enrolment`].
+impl Admission {
+    /// The role that signs vouchers of this admission.
+    pub fn signed_by(self) -> Role {
+        match self {
+            Self::Policy | Self::Targeted => Role::Enrolment,
+            Self::Approved => Role::Operator,
+        }
+    }
+}
+
+/// A voucher: the payload of an envelope of type [`VOUCHER_PAYLOAD_TYPE`], signed by the role that its admission demands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Voucher {
@@ -46,7 +60,7 @@ pub struct Voucher {
 }
 
 impl Voucher {
-    /// Signs the voucher with each of `keys` (of the role [`Role::Enrolment`]).
+    /// Signs the voucher with each of `keys` (of the role that its admission demands).
     pub fn sign(&self, keys: &[&SecretKey]) -> Result<Envelope, Refusal> {
         self.check()?;
         Ok(Envelope::sign(VOUCHER_PAYLOAD_TYPE, &payload(WHAT, self)?, keys))
@@ -54,16 +68,23 @@ impl Voucher {
 
     /// The voucher in `envelope`, if the fabric of `roots` signed it. Says nothing about its expiry.
     pub fn verify(envelope: &Envelope, roots: &RootChain) -> Result<Self, Refusal> {
-        Self::verify_by(envelope, roots, &roots.role(Role::Enrolment))
+        Self::verify_by(envelope, roots, |role| roots.role(role))
     }
 
     /// As [`Voucher::verify`], with a revoked enrolment key still counting: for members that were known before.
     pub(crate) fn verify_known(envelope: &Envelope, roots: &RootChain) -> Result<Self, Refusal> {
-        Self::verify_by(envelope, roots, &roots.current().role(Role::Enrolment))
+        Self::verify_by(envelope, roots, |role| roots.current().role(role))
     }
 
-    fn verify_by(envelope: &Envelope, roots: &RootChain, role: &RoleKeys) -> Result<Self, Refusal> {
-        let payload = envelope.verify(VOUCHER_PAYLOAD_TYPE, role)?;
+    fn verify_by(
+        envelope: &Envelope,
+        roots: &RootChain,
+        keys: impl FnOnce(Role) -> RoleKeys,
+    ) -> Result<Self, Refusal> {
+        // What the voucher says of itself only chooses the role that must have signed exactly that.
+        let said = Self::read_unverified(envelope).map(|voucher| voucher.admission);
+        let role = said.map_or(Role::Enrolment, Admission::signed_by);
+        let payload = envelope.verify(VOUCHER_PAYLOAD_TYPE, &keys(role))?;
         let voucher: Self = parse_payload(WHAT, &payload)?;
         voucher.check()?;
         if voucher.fabric != *roots.fabric_id() {

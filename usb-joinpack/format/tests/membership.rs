@@ -5,8 +5,8 @@ mod generator;
 
 use beemesh_ids::PeerId;
 use beemesh_usb_joinpack_format::{
-    Assurance, Envelope, Membership, OperatorContext, Outcome, Proof, Receipt, Refusal, RootChain, Timestamp,
-    limits,
+    Admission, Assurance, Denial, Envelope, Membership, OperatorContext, Outcome, Proof, Receipt, Refusal,
+    RootChain, Timestamp, Voucher, limits,
 };
 use generator::{EXPIRES, FLOOR, ISSUED, draft, key, time};
 use proptest::prelude::*;
@@ -139,6 +139,95 @@ fn voucher_of_a_stranger_makes_no_member() {
     )
     .unwrap();
     assert_eq!(code(membership.verify(&roots(), &peer("machine"))), "unknown-key");
+}
+
+fn approved(machine: &str) -> Voucher {
+    Voucher {
+        fabric: roots().fabric_id().clone(),
+        id: "01KDVKFD000000000000000007".to_owned(),
+        node: "till-9".parse().unwrap(),
+        cell: "shop".to_owned(),
+        issued: time(ISSUED),
+        expires: time(EXPIRES),
+        key: key(machine).public(),
+        admission: Admission::Approved,
+        ek: None,
+    }
+}
+
+/// What the machine makes of a voucher that `signer` signed, when `shown_by` shows it.
+fn redeem_own(voucher: &Voucher, signer: &str, machine: &str, shown_by: &str) -> &'static str {
+    let envelope = voucher.sign(&[&key(signer)]).unwrap();
+    let membership = Membership::redeem(
+        &envelope,
+        &key(machine),
+        &peer(shown_by),
+        Assurance::Tpm,
+        time(FLOOR),
+    );
+    code(membership.and_then(|membership| membership.verify(&roots(), &peer(shown_by))))
+}
+
+#[test]
+fn operator_approves_the_key_of_one_machine_and_nothing_else() {
+    let voucher = approved("machine");
+    assert_eq!(redeem_own(&voucher, "operator", "machine", "machine"), "accepted");
+    assert_eq!(redeem_own(&voucher, "operator", "machine", "thief"), "other-peer");
+    assert_eq!(redeem_own(&voucher, "operator", "thief", "thief"), "inconsistent");
+    for other in ["enrolment-1", "release", "recovery", "root-1", "stranger"] {
+        assert_eq!(redeem_own(&voucher, other, "machine", "machine"), "unknown-key");
+    }
+    // An operator signs no voucher of another kind: whoever has the one-time key would be in.
+    let policy = Voucher {
+        admission: Admission::Policy,
+        ..voucher
+    };
+    assert_eq!(
+        redeem_own(&policy, "operator", "machine", "machine"),
+        "unknown-key"
+    );
+    assert_eq!(
+        redeem_own(&policy, "enrolment-1", "machine", "machine"),
+        "accepted"
+    );
+}
+
+#[test]
+fn revoked_operator_approves_nobody_new() {
+    let envelope = approved("machine").sign(&[&key("operator")]).unwrap();
+    let membership = Membership::redeem(
+        &envelope,
+        &key("machine"),
+        &peer("machine"),
+        Assurance::Tpm,
+        time(FLOOR),
+    )
+    .unwrap();
+    let without = roots().without([&key("operator").public().key_id()]);
+    assert_ne!(code(membership.verify(&without, &peer("machine"))), "accepted");
+    assert_eq!(
+        code(membership.verify_known(&without, &peer("machine"))),
+        "accepted"
+    );
+}
+
+#[test]
+fn denial_is_an_operators_of_this_fabric() {
+    let denial = Denial {
+        fabric: roots().fabric_id().clone(),
+        peer_id: peer("machine"),
+        issued: time(ISSUED),
+    };
+    let verified =
+        |signer: &str, roots: &RootChain| Denial::verify(&denial.sign(&[&key(signer)]).unwrap(), roots);
+    assert_eq!(verified("operator", &roots()), Ok(denial.clone()));
+    assert_eq!(code(verified("enrolment-1", &roots())), "unknown-key");
+    let elsewhere = Denial {
+        fabric: draft("warehouse", 1).manifest.fabric,
+        ..denial.clone()
+    };
+    let envelope = elsewhere.sign(&[&key("operator")]).unwrap();
+    assert_eq!(code(Denial::verify(&envelope, &roots())), "other-fabric");
 }
 
 #[test]

@@ -15,6 +15,7 @@ pub(crate) use transport::check_address;
 
 use crate::context::Operator;
 use beemesh_agent_api::network::{NetworkView, TimeView};
+use beemesh_agent_api::petition::PetitionView;
 use beemesh_agent_api::revocation::RevocationView;
 use beemesh_agent_api::view::{
     ErrorBody, EventView, ExecReply, ExecRequest, ImageView, LogLine, NodeView, PodView, RecordView, path,
@@ -141,6 +142,16 @@ impl Client {
     /// The endorsement key of the node's TPM.
     pub async fn endorsement(&self) -> Result<EndorsementFile, ClientError> {
         self.get(path::ENDORSEMENT).await
+    }
+
+    /// The machines that ask the node to be let in.
+    pub async fn petitions(&self) -> Result<Vec<PetitionView>, ClientError> {
+        self.get(path::PETITIONS).await
+    }
+
+    /// Sends an operator's word about one of them.
+    pub async fn submit_decision(&self, envelope: Vec<u8>) -> Result<(), ClientError> {
+        self.post_envelope(path::PETITIONS, envelope).await
     }
 
     /// Sends a signed revocation snapshot.

@@ -5,6 +5,7 @@ mod container;
 mod list;
 mod manifest;
 mod network;
+mod petition;
 mod revocation;
 mod system_log;
 mod wait;
@@ -38,6 +39,15 @@ pub async fn run(line: Bmctl) -> Result<u8, Failure> {
         Command::Nodes {
             command: Some(NodesCommand::Ek),
         } => revocation::endorsement(&session).await?,
+        Command::Nodes {
+            command: Some(NodesCommand::Pending),
+        } => petition::pending(&session).await?,
+        Command::Nodes {
+            command: Some(NodesCommand::Approve { code, name, dry_run }),
+        } => petition::approve(&session, &code, name, dry_run).await?,
+        Command::Nodes {
+            command: Some(NodesCommand::Deny { code, dry_run }),
+        } => petition::deny(&session, &code, dry_run).await?,
         Command::Revocations => revocation::show(&session).await?,
         Command::Revoke {
             targets,

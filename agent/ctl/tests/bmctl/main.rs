@@ -7,6 +7,7 @@ mod failures;
 mod lists;
 mod network;
 mod node;
+mod petition;
 mod revocation;
 mod run;
 mod system_log;

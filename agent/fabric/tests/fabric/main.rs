@@ -373,3 +373,32 @@ async fn a_fabric_stops_with_its_last_handle() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn somebody_outside_gets_one_answer_and_never_a_connection() {
+    let mut a = Node::member(1);
+    let address = a.socket().to_string();
+    for _ in 0..3 {
+        let answer = beemesh_agent_fabric::petition([9; 32], &address, b"let me in").await;
+        let expected = format!("{} at 127.0.0.1 asks: let me in", node::peer_of(9));
+        assert_eq!(String::from_utf8(answer.unwrap()).unwrap(), expected);
+    }
+    let long = beemesh_agent_fabric::petition([9; 32], &address, &[0; 1025]).await;
+    assert!(matches!(
+        long,
+        Err(beemesh_agent_fabric::PetitionError::TooLong { len: 1025 })
+    ));
+    assert!(a.fabric.connected().is_empty());
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    while let Ok(event) = a.events.try_recv() {
+        assert!(
+            matches!(event, beemesh_agent_fabric::FabricEvent::Listening { .. }),
+            "{event:?}"
+        );
+    }
+    let nobody = beemesh_agent_fabric::petition([9; 32], "127.0.0.1:1", b"x").await;
+    assert!(matches!(
+        nobody,
+        Err(beemesh_agent_fabric::PetitionError::Connect { .. })
+    ));
+}

@@ -5,7 +5,7 @@ use beemesh_agent_fabric::{Admission, Denial, Fabric, FabricConfig, FabricEvent,
 use beemesh_ids::PeerId;
 use std::{
     collections::HashSet,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -47,13 +47,17 @@ impl Admission for Members {
             false => Err(format!("not a member: `{peer}`").into()),
         }
     }
+
+    fn petition(&self, peer: &PeerId, source: IpAddr, petition: &[u8]) -> Vec<u8> {
+        [format!("{peer} at {source} asks: ").as_bytes(), petition].concat()
+    }
 }
 
 pub fn member(seed: u8) -> Vec<u8> {
     format!("member {}", peer_of(seed)).into_bytes()
 }
 
-fn peer_of(seed: u8) -> PeerId {
+pub fn peer_of(seed: u8) -> PeerId {
     let key = libp2p::identity::Keypair::ed25519_from_bytes([seed; 32]).unwrap();
     key.public().to_peer_id().to_base58().parse().unwrap()
 }

@@ -122,6 +122,19 @@ async fn route(request: Request<Incoming>, access: Access, context: Context) -> 
             ask(&context.queries, |reply| Query::Revoke { envelope, reply }).await??;
             Ok(json(StatusCode::ACCEPTED, &serde_json::json!({"accepted": true})))
         }
+        (&Method::GET, path::PETITIONS) => {
+            context.site()?;
+            Ok(json(
+                StatusCode::OK,
+                &ask(&context.queries, Query::Petitions).await?,
+            ))
+        }
+        (&Method::POST, path::PETITIONS) => {
+            context.site()?;
+            let envelope = body(request).await?;
+            ask(&context.queries, |reply| Query::Decide { envelope, reply }).await??;
+            Ok(json(StatusCode::ACCEPTED, &serde_json::json!({"accepted": true})))
+        }
         (&Method::GET, path::ENDORSEMENT) => {
             let file = blocking(endorsement).await??;
             Ok(json(StatusCode::OK, &file))

@@ -77,6 +77,7 @@ pub fn cases() -> Vec<Case> {
     form(&mut book);
     places::machines(&mut book);
     places::targets(&mut book);
+    places::approvals(&mut book);
     places::revocations(&mut book);
     book.0
 }

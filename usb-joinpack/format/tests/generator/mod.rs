@@ -250,6 +250,7 @@ pub fn draft(fabric: &str, enrolment: u32) -> Draft {
         found: true,
         state: StatePolicy { blank_disk: true },
         revocations: Vec::new(),
+        approval: false,
     };
     Draft {
         manifest,

@@ -1,4 +1,5 @@
-//! The vectors of places that are tied to a machine, of places for one TPM, and of revocations.
+//! The vectors of places that are tied to a machine, of places for one TPM, of packs by which machines may ask, and of
+//! revocations.
 
 use super::*;
 
@@ -175,6 +176,53 @@ pub(super) fn targets(book: &mut Book) {
         &|draft| {
             draft.manifest.vouchers[0].sealed_key.as_mut().unwrap().secret = "A".to_owned();
         },
+    );
+}
+
+pub(super) fn approvals(book: &mut Book) {
+    let (mut asking, _) = tied();
+    asking.manifest.approval = true;
+    book.add(
+        "good-approval",
+        "every place is for another machine, and this one may ask",
+        "accepted",
+        &asking,
+        asking.joinpack(),
+    )
+    .change(|vector| vector.machine = Some(machine(&[], Some("SN 0009"), None, None)));
+    let mut unheard = asking.clone();
+    unheard.manifest.peers.clear();
+    book.add(
+        "approval-without-peers",
+        "machines may ask, and nobody is named to ask",
+        "inconsistent",
+        &unheard,
+        unheard.joinpack(),
+    );
+    let own = key("machine");
+    let approved = Voucher {
+        fabric: asking.manifest.fabric.clone(),
+        id: "01KDVKFD000000000000000001".to_owned(),
+        node: "node-1".parse().unwrap(),
+        cell: "shop".to_owned(),
+        issued: time(ISSUED),
+        expires: time(EXPIRES),
+        key: own.public(),
+        admission: Admission::Approved,
+        ek: None,
+    };
+    let mut bent = asking;
+    bent.manifest.vouchers[0] = PackVoucher {
+        envelope: approved.sign(&[&key("operator")]).unwrap(),
+        one_time_key: Some(own),
+        sealed_key: None,
+    };
+    book.add(
+        "approved-voucher-in-a-pack",
+        "an operator's voucher, which only members hand out",
+        "inconsistent",
+        &bent,
+        bent.joinpack(),
     );
 }
 
