@@ -127,6 +127,7 @@ pub async fn run(options: Options) -> Result<()> {
         networks: networks.clone(),
         news,
         up: is_up,
+        endorsement: std::sync::OnceLock::new(),
     };
     let trials = tokio::spawn(networks.take_back_trials());
     let sticks = tokio::spawn(sticks.run());

@@ -14,10 +14,13 @@ use crate::store::Store;
 use crate::trust::Trust;
 use crate::{identity, network};
 use beemesh_ids::Digest;
-use beemesh_init_api::{StickStatus, path};
-use beemesh_joinpack_format::{Envelope, Machine, Outcome, Receipt, Timestamp};
+use beemesh_init_api::{NetworkConfig, StickStatus, TimeStatus, path};
+use beemesh_joinpack_format::{
+    EndorsementFile, Envelope, MANIFEST_LIMIT, Machine, Outcome, Pack, Part, PartKind, Receipt,
+    ReceiptMachine, TimeSource, Timestamp,
+};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
@@ -56,6 +59,8 @@ pub struct Sticks {
     pub news: mpsc::Sender<News>,
     /// True once the box has joined.
     pub up: watch::Receiver<bool>,
+    /// The endorsement key of the machine, once it was asked for: making it is slow.
+    pub endorsement: OnceLock<EndorsementFile>,
 }
 
 /// What was taken from a stick.
@@ -67,17 +72,6 @@ struct Taken {
     revocations: Vec<Envelope>,
     /// When the pack was made.
     issued: Timestamp,
-}
-
-/// A TPM that has none to show is a machine that no endorsement key names.
-fn own_endorsement_key(tpm: &dyn beemesh_firmware_tpm::Tpm) -> Option<Digest> {
-    match tpm.endorsement() {
-        Ok(endorsement) => Some(endorsement.key.digest()),
-        Err(error) => {
-            tracing::warn!(error = crate::words(&error), "no endorsement key");
-            None
-        }
-    }
 }
 
 impl Sticks {
@@ -123,10 +117,15 @@ impl Sticks {
             &format!("reading the join stick {device}"),
         );
         let mount = self.options.run_path(path::STICK);
-        let taken = {
+        let (digest, taken) = {
             // Reading a slow stick must not hold up the agent's other tasks.
             let this = &*self;
-            tokio::task::block_in_place(|| this.take(&mount))
+            tokio::task::block_in_place(|| {
+                let read = stick::read_manifest(&mount);
+                let whole = read.as_ref().ok().filter(|bytes| bytes.len() <= MANIFEST_LIMIT);
+                let digest = whole.map(|bytes| Digest::of(bytes));
+                (digest, read.and_then(|bytes| this.take(&mount, &bytes)))
+            })
         };
         if matches!(taken, Err(StickError::NoPack)) {
             let message =
@@ -135,7 +134,10 @@ impl Sticks {
                 Some(_) => self.journal.emit("NoPack", "pack", message),
                 None => self.journal.announce("NoPack", "pack", message),
             }
-            return;
+            if self.joined.is_some() {
+                return;
+            }
+            // A new box tells by any stick who it is, so that a pack can be made for it alone.
         }
         let (serial, outcome) = match &taken {
             Ok(taken) => (Some(taken.joined.document.serial.clone()), Outcome::Applied),
@@ -144,15 +146,20 @@ impl Sticks {
                 (None, Outcome::Refused { code, message })
             }
         };
-        match taken {
+        let parts = match taken {
             Ok(taken) => self.accept(taken).await,
-            Err(error) => self.refuse(&error),
-        }
-        let receipt = self.receipt(serial, outcome);
+            Err(StickError::NoPack) => Vec::new(),
+            Err(error) => {
+                self.refuse(&error);
+                Vec::new()
+            }
+        };
         let secret = self.key.secret_key();
-        if let Err(error) =
-            tokio::task::block_in_place(|| stick::write_receipt(&mount, &receipt, Some(secret)))
-        {
+        let written = tokio::task::block_in_place(|| {
+            let receipt = self.receipt(serial, digest, outcome, parts);
+            stick::write_receipt(&mount, &receipt, Some(secret))
+        });
+        if let Err(error) = written {
             self.journal.announce(
                 "ReceiptFailed",
                 "pack",
@@ -162,12 +169,12 @@ impl Sticks {
     }
 
     /// Verifies the pack, stages its images, commits the membership. Before the commit nothing has changed.
-    fn take(&self, mount: &std::path::Path) -> Result<Taken, StickError> {
+    fn take(&self, mount: &std::path::Path, manifest: &[u8]) -> Result<Taken, StickError> {
         let joined = self.joined.as_ref();
         let trusted = joined.map(|joined| self.trust.without_revoked(&joined.roots));
         let trusted = trusted.as_ref();
         let last = joined.map(|joined| joined.document.serial.as_str());
-        let pack = stick::read_pack(mount)?.verify(trusted, self.floor.0, last)?;
+        let pack = Pack::parse(manifest)?.verify(trusted, self.floor.0, last)?;
         pack.check_listing(stick::list_blobs(mount)?)?;
         let peer = self.key.peer_id();
         let tpm = beemesh_firmware_tpm::open();
@@ -176,7 +183,7 @@ impl Sticks {
             serial: network::own_serial("/sys/class/dmi/id".as_ref()),
             // Slow, and only for packs that ask.
             ek: match pack.manifest().names_endorsement_keys() {
-                true => own_endorsement_key(tpm.as_ref()),
+                true => self.endorsement().map(|file| file.ek),
                 false => None,
             },
         };
@@ -226,7 +233,8 @@ impl Sticks {
         })
     }
 
-    async fn accept(&mut self, taken: Taken) {
+    /// Returns what the pack brought, for the receipt.
+    async fn accept(&mut self, taken: Taken) -> Vec<Part> {
         let Taken {
             joined,
             images,
@@ -238,14 +246,26 @@ impl Sticks {
         let document = &joined.document;
         self.floor.raise(document.floor);
         self.floors.raise_to(self.floor);
+        let mut parts = vec![Part {
+            part: PartKind::Place,
+            what: format!("{} in cell {}", joined.member.name, joined.member.cell),
+            refused: None,
+        }];
         let before = self.joined.as_ref().map(|joined| &joined.document.network);
-        if let Err(error) = self.networks.take_from_pack(&document.network, before) {
+        let taken = self.networks.take_from_pack(&document.network, before);
+        let refused = taken.err().map(|error| crate::words(&error));
+        if let Some(why) = &refused {
             self.journal.announce(
                 "NetworkFailed",
                 "pack",
-                &format!("the network settings were not taken: {}", crate::words(&error)),
+                &format!("the network settings were not taken: {why}"),
             );
         }
+        parts.push(Part {
+            part: PartKind::Network,
+            what: network_in_words(&document.network),
+            refused,
+        });
         let fabric = joined.member.fabric.short();
         let message = match first {
             true => format!(
@@ -255,16 +275,33 @@ impl Sticks {
             false => format!("the join stick is good: its news for fabric {fabric} were taken"),
         };
         self.journal.announce("PackApplied", "pack", &message);
+        let mut refused = None;
         for envelope in &revocations {
             if let Err(refusal) = self.trust.take(envelope, &joined.roots) {
                 let message = format!("a revocation of the pack was not taken: {refusal}");
                 self.journal.announce("RevocationRefused", "pack", &message);
+                refused = Some(format!("{}: {refusal}", refusal.code()));
             }
+        }
+        if !revocations.is_empty() {
+            parts.push(Part {
+                part: PartKind::Revocations,
+                what: format!("{} snapshot(s)", revocations.len()),
+                refused,
+            });
+        }
+        if !images.is_empty() {
+            let names: Vec<_> = images.iter().map(|(name, _)| name.as_str()).collect();
+            parts.push(Part {
+                part: PartKind::Images,
+                what: names.join(", "),
+                refused: None,
+            });
         }
         self.trust.vouched(issued);
         self.joined = Some(joined.clone());
         if self.news.send(joined).await.is_err() {
-            return;
+            return parts;
         }
         let (store, mut up) = (self.images.clone(), self.up.clone());
         tokio::spawn(async move {
@@ -272,6 +309,7 @@ impl Sticks {
             let _ = tokio::time::timeout(JOIN_FIRST, up.wait_for(|up| *up)).await;
             tokio::task::spawn_blocking(move || store.import_staged(&staging, &images));
         });
+        parts
     }
 
     fn refuse(&self, error: &StickError) {
@@ -283,17 +321,103 @@ impl Sticks {
         self.journal.announce("PackRefused", "pack", &message);
     }
 
-    fn receipt(&self, serial: Option<String>, outcome: Outcome) -> Receipt {
-        let member = self.joined.as_ref().map(|joined| &joined.member);
+    /// What this machine's TPM shows itself by. One that has none to show is a machine that no endorsement key names.
+    fn endorsement(&self) -> Option<&EndorsementFile> {
+        if self.endorsement.get().is_none() {
+            match beemesh_firmware_tpm::open().endorsement() {
+                Ok(found) => {
+                    let file = EndorsementFile::new(found.key.public(), found.certificate.as_deref());
+                    // Set before by nobody: one task watches the sticks.
+                    let _ = self.endorsement.set(file);
+                }
+                Err(error) => tracing::warn!(error = crate::words(&error), "no endorsement key"),
+            }
+        }
+        self.endorsement.get()
+    }
+
+    /// Blocks on the TPM the first time.
+    fn receipt(
+        &self,
+        serial: Option<String>,
+        pack: Option<Digest>,
+        outcome: Outcome,
+        parts: Vec<Part>,
+    ) -> Receipt {
+        let joined = self.joined.as_ref();
+        let member = joined.map(|joined| &joined.member);
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let status = std::fs::read(self.options.run_path(path::TIME_STATUS)).ok();
+        let status = status.and_then(|bytes| serde_json::from_slice::<TimeStatus>(&bytes).ok());
+        let system = clock::system_now();
         Receipt {
             node: member.map(|member| member.name.clone()),
             peer_id: Some(self.key.peer_id()),
             fabric: member.map(|member| member.fabric.clone()),
-            serial,
+            membership: joined.map(|joined| joined.document.membership.clone()),
+            machine: ReceiptMachine {
+                macs: network::own_macs("/sys/class/net".as_ref()),
+                serial: network::own_serial("/sys/class/dmi/id".as_ref()),
+                ek: self.endorsement().cloned(),
+            },
             boot_id: boot_id.trim().to_owned(),
-            at: clock::system_now().max(self.floor.0),
+            at: system.max(self.floor.0),
+            time_source: time_source(status.as_ref(), system, self.floor.0),
+            serial,
+            pack,
             outcome,
+            parts,
         }
+    }
+}
+
+/// What the time in a receipt is from: the floor where the clock is behind it, and else what `beemesh-net` set the clock
+/// by; before it has said anything, the clock is the battery-backed one.
+fn time_source(status: Option<&TimeStatus>, system: Timestamp, floor: Timestamp) -> TimeSource {
+    use beemesh_init_api::time::TimeSource as Clock;
+    match status.map(|status| status.source) {
+        _ if system < floor => TimeSource::Floor,
+        Some(Clock::Floor) => TimeSource::Floor,
+        Some(Clock::Ntp) => TimeSource::Ntp,
+        Some(Clock::Rtc) | None => TimeSource::Rtc,
+    }
+}
+
+fn network_in_words(network: &NetworkConfig) -> String {
+    let links = network.links.iter().map(|link| match link.addresses.is_empty() {
+        true => format!("{} by DHCP", link.mac),
+        false => format!("{} with {}", link.mac, link.addresses.join(", ")),
+    });
+    let words: Vec<_> = links.collect();
+    match words.is_empty() {
+        true => "DHCP".to_owned(),
+        false => words.join("; "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use beemesh_init_api::time::{RtcState, TimeSource as Clock};
+
+    #[test]
+    fn time_is_said_to_be_from_what_the_clock_goes_by_and_from_the_floor_where_it_is_behind() {
+        let status = |source| TimeStatus {
+            source,
+            reason: String::new(),
+            server: None,
+            offset_us: None,
+            heard_ms: None,
+            floor: 0,
+            rtc: RtcState::Plausible,
+        };
+        let from = |source: Option<Clock>, system| {
+            time_source(source.map(status).as_ref(), Timestamp(system), Timestamp(100))
+        };
+        assert_eq!(from(Some(Clock::Ntp), 200), TimeSource::Ntp);
+        assert_eq!(from(Some(Clock::Ntp), 50), TimeSource::Floor);
+        assert_eq!(from(Some(Clock::Rtc), 200), TimeSource::Rtc);
+        assert_eq!(from(Some(Clock::Floor), 200), TimeSource::Floor);
+        assert_eq!(from(None, 200), TimeSource::Rtc);
     }
 }
