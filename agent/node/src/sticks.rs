@@ -5,7 +5,7 @@
 
 use crate::clock::{self, Floor, FloorKeeper};
 use crate::images::Images;
-use crate::join::{Applicant, DOCUMENT, Joined, choose, plan};
+use crate::join::{Applicant, DOCUMENT, FabricDocument, Joined, choose, plan, standing};
 use crate::journal::Journal;
 use crate::networks::Networks;
 use crate::start::Options;
@@ -69,6 +69,8 @@ struct Taken {
     images: Vec<(String, Digest)>,
     staging: PathBuf,
     first: bool,
+    /// The box was a member that had lost its place.
+    rejoins: bool,
     revocations: Vec<Envelope>,
     /// When the pack was made.
     issued: Timestamp,
@@ -139,6 +141,7 @@ impl Sticks {
             }
             // A new box tells by any stick who it is, so that a pack can be made for it alone.
         }
+        let rejoins = matches!(&taken, Ok(taken) if taken.rejoins);
         let (serial, outcome) = match &taken {
             Ok(taken) => (Some(taken.joined.document.serial.clone()), Outcome::Applied),
             Err(error) => {
@@ -166,6 +169,16 @@ impl Sticks {
                 &format!("no receipt was written to the stick: {error}"),
             );
         }
+        if rejoins {
+            // Connections and cell hold the old credential; the supervisor starts the agent again with the new one.
+            std::process::exit(1);
+        }
+    }
+
+    /// The member task writes it down when another machine proves to have redeemed the voucher first.
+    fn has_lost_its_place(&self) -> bool {
+        let document = self.store.load::<FabricDocument>(DOCUMENT).ok().flatten();
+        document.is_some_and(|document| document.lost)
     }
 
     /// Verifies the pack, stages its images, commits the membership. Before the commit nothing has changed.
@@ -176,6 +189,8 @@ impl Sticks {
         let last = joined.map(|joined| joined.document.serial.as_str());
         let pack = Pack::parse(manifest)?.verify(trusted, self.floor.0, last)?;
         pack.check_listing(stick::list_blobs(mount)?)?;
+        let rejoins = joined.is_some() && self.has_lost_its_place();
+        let joined = standing(joined, rejoins, &pack.manifest().serial)?;
         let peer = self.key.peer_id();
         let tpm = beemesh_firmware_tpm::open();
         let machine = Machine {
@@ -228,6 +243,7 @@ impl Sticks {
             images,
             staging,
             first: !plan.already_member,
+            rejoins,
             revocations: pack.revocations().envelopes().cloned().collect(),
             issued: pack.manifest().issued,
         })
@@ -240,6 +256,7 @@ impl Sticks {
             images,
             staging,
             first,
+            rejoins,
             revocations,
             issued,
         } = taken;
@@ -300,6 +317,10 @@ impl Sticks {
         }
         self.trust.vouched(issued);
         self.joined = Some(joined.clone());
+        if rejoins {
+            tokio::task::block_in_place(|| self.images.import_staged(&staging, &images));
+            return parts;
+        }
         if self.news.send(joined).await.is_err() {
             return parts;
         }
