@@ -38,6 +38,10 @@ pub struct FabricDocument {
     /// Vouchers of the pack for any machine that this box did not take: what it goes on to where another one had the same.
     #[serde(default)]
     pub spare: Vec<PackVoucher>,
+    /// Another machine redeemed this box's voucher before it, and no other was left: the box stays out until a newer pack
+    /// brings a place for it.
+    #[serde(default)]
+    pub lost: bool,
 }
 
 /// The document with its signatures checked again, as at every start.
@@ -174,6 +178,7 @@ pub fn plan(
         found: manifest.found,
         floor: floor.0,
         spare,
+        lost: false,
     };
     let images = manifest
         .images
@@ -185,6 +190,20 @@ pub fn plan(
         images,
         already_member: applicant.joined.is_some(),
     })
+}
+
+/// What the box counts as in front of a pack with this serial. One that lost its place is nobody to a newer pack; the pack that
+/// it lost the place of has nothing more for it.
+pub fn standing<'a>(
+    joined: Option<&'a Joined>,
+    lost: bool,
+    serial: &str,
+) -> Result<Option<&'a Joined>, StickError> {
+    match joined {
+        Some(joined) if lost && joined.document.serial == serial => Err(StickError::NoVoucher),
+        Some(_) if lost => Ok(None),
+        joined => Ok(joined),
+    }
 }
 
 /// The membership by the next voucher of the pack that the box joined with, after another machine was found to have redeemed
@@ -356,6 +375,23 @@ mod tests {
         assert!(plan.already_member);
         assert_eq!(plan.document.membership, joined.document.membership);
         assert_eq!(plan.document.spare, joined.document.spare);
+    }
+
+    #[test]
+    fn box_that_lost_its_place_takes_one_of_a_newer_pack_and_none_of_the_same() {
+        let joined = join(&pack(1, 0, &[]), 1, OTHER, &[]).unwrap();
+        let serial = joined.document.serial.clone();
+        let newer = "01KDVKFD00000000000000000B";
+        let as_what = |lost, serial: &str| match standing(Some(&joined), lost, serial) {
+            Ok(Some(_)) => "member",
+            Ok(None) => "new",
+            Err(refused) => refused.code(),
+        };
+        assert_eq!(as_what(false, &serial), "member");
+        assert_eq!(as_what(false, newer), "member");
+        assert_eq!(as_what(true, &serial), "no-voucher");
+        assert_eq!(as_what(true, newer), "new");
+        assert!(matches!(standing(None, false, newer), Ok(None)));
     }
 
     fn member(voucher: &str, peer: u8, redeemed: i64) -> Member {

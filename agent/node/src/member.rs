@@ -38,7 +38,7 @@ use beemesh_ids::PeerId;
 use beemesh_init_api::path;
 use beemesh_joinpack_format::{Assurance as Proven, Envelope, Member, Membership, Role, limits};
 use hyper::StatusCode;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, mpsc, watch};
@@ -152,6 +152,7 @@ impl Part {
             accepted,
             admits: true,
             quarantined: false,
+            rivals: BTreeSet::new(),
             failed,
         };
         driver.run(network, done).await
@@ -270,6 +271,8 @@ struct Driver {
     admits: bool,
     /// It was said that no voucher is left for this box.
     quarantined: bool,
+    /// Machines that were said to have used this box's voucher after it, at most [`revocation::RIVALS`].
+    rivals: BTreeSet<PeerId>,
     /// Why the state volume takes no records: from then on no command is carried out.
     failed: Option<LedgerError>,
 }
@@ -295,7 +298,7 @@ impl Driver {
         let mut reserve = tokio::time::interval_at(tokio::time::Instant::now() + RESERVE, RESERVE);
         let found = tokio::time::sleep(FOUND_AFTER);
         tokio::pin!(found);
-        let mut may_found = self.joined.document.found;
+        let mut may_found = self.joined.document.found && !self.joined.document.lost;
         loop {
             tokio::select! {
                 _ = tick.tick() => {
@@ -307,7 +310,7 @@ impl Driver {
                     self.look_at_admissions();
                 }
                 _ = reserve.tick() => self.look_at_reserve(),
-                () = &mut found, if may_found => {
+                () = &mut found, if may_found && !self.quarantined => {
                     may_found = false;
                     self.announce_membership("founds its cell, as the join pack says");
                 }

@@ -130,6 +130,7 @@ pub async fn run(options: Options) -> Result<()> {
         news,
         up: is_up,
         waiting: None,
+        endorsement: std::sync::OnceLock::new(),
     };
     let trials = tokio::spawn(networks.take_back_trials());
     let sticks = tokio::spawn(sticks.run());

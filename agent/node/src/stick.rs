@@ -1,4 +1,4 @@
-//! Reads a join pack from a mounted stick, and writes the receipt back.
+//! Reads a join pack from a mounted stick, and writes the receipt back: at most [`limits::RECEIPTS`], the oldest go.
 //!
 //! The stick is untrusted: `joinpack.json` is read up to its bound, verified, and only then the blobs that it names
 //! by digest are copied, each checked while it is copied. Blobs stand under a temporary name until all are good:
@@ -9,8 +9,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use beemesh_firmware_tpm::{Credential, Tpm, TpmError};
 use beemesh_ids::{Digest, NodeName, PeerId};
 use beemesh_joinpack_format::{
-    BlobCheck, MANIFEST_LIMIT, Outcome, Pack, PackVoucher, Proof, Receipt, Refusal, SecretKey, Unverified,
-    Verified, limits,
+    BlobCheck, MANIFEST_LIMIT, Outcome, Pack, PackVoucher, Proof, Receipt, Refusal, SecretKey, Timestamp,
+    Verified, limits, surplus_receipts,
 };
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 
 /// Copy buffer, in bytes.
 const CHUNK: usize = 1 << 20;
-/// Receipts that are looked at.
-const RECEIPTS: usize = 1024;
+/// Names that are looked at in the folder of the receipts: another writer may have left more of them than the bound.
+const RECEIPTS: usize = 2 * limits::RECEIPTS;
 
 /// Why a stick was not used.
 #[derive(Debug, thiserror::Error)]
@@ -58,8 +58,8 @@ pub enum StickError {
     },
 }
 
-/// Reads the signed manifest, up to its bound.
-pub fn read_pack(stick: &Path) -> Result<Pack<Unverified>, StickError> {
+/// Reads the signed manifest, up to its bound and one byte. Judges nothing.
+pub fn read_manifest(stick: &Path) -> Result<Vec<u8>, StickError> {
     let path = stick.join("joinpack.json");
     let file = match File::open(&path) {
         Ok(file) => file,
@@ -70,7 +70,7 @@ pub fn read_pack(stick: &Path) -> Result<Pack<Unverified>, StickError> {
     // One byte past the bound is enough to know that there is more.
     let read = file.take(MANIFEST_LIMIT as u64 + 1).read_to_end(&mut bytes);
     read.map_err(|source| StickError::Read { path, source })?;
-    Ok(Pack::<Unverified>::parse(&bytes)?)
+    Ok(bytes)
 }
 
 /// The relative paths of all files below `blobs`, bounded.
@@ -183,26 +183,36 @@ impl StickError {
 
 /// Names of the nodes that other machines have become by this stick, as the receipts on it say: at most [`RECEIPTS`].
 pub fn spent_places(stick: &Path, peer: &PeerId, serial: &str) -> Vec<NodeName> {
-    let Ok(entries) = fs::read_dir(stick.join("receipts")) else {
-        return Vec::new();
-    };
-    let read = |path: PathBuf| {
-        let mut bytes = Vec::new();
-        let file = File::open(path).ok()?;
-        file.take(limits::RECEIPT_LIMIT as u64 + 1)
-            .read_to_end(&mut bytes)
-            .ok()?;
-        let (receipt, proof) = Receipt::parse(&bytes).ok()?;
+    let read = |path: &Path| {
+        let (receipt, proof) = read_receipt(path)?;
         let other = matches!(&proof, Proof::SignedBy(signer) if signer != peer);
         let applied =
             other && receipt.outcome == Outcome::Applied && receipt.serial.as_deref() == Some(serial);
         receipt.node.filter(|_| applied)
     };
+    list_receipts(stick)
+        .iter()
+        .filter_map(|path| read(path))
+        .collect()
+}
+
+/// The files in the folder of the receipts, at most [`RECEIPTS`].
+fn list_receipts(stick: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(stick.join("receipts")).into_iter().flatten();
     entries
         .flatten()
         .take(RECEIPTS)
-        .filter_map(|entry| read(entry.path()))
+        .map(|entry| entry.path())
         .collect()
+}
+
+fn read_receipt(path: &Path) -> Option<(Receipt, Proof)> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).ok()?;
+    file.take(limits::RECEIPT_LIMIT as u64 + 1)
+        .read_to_end(&mut bytes)
+        .ok()?;
+    Receipt::parse(&bytes).ok()
 }
 
 /// Opens the one-time key of a voucher: with the TPM where it is sealed.
@@ -227,8 +237,29 @@ pub fn open_key(offer: &PackVoucher, tpm: &dyn Tpm) -> Result<SecretKey, StickEr
 pub fn write_receipt(stick: &Path, receipt: &Receipt, key: Option<&SecretKey>) -> io::Result<()> {
     let envelope = receipt.to_envelope(key).map_err(io::Error::other)?;
     remount(stick, false)?;
-    let written = write_atomic(&stick.join(receipt.path()), &envelope.to_json(), 0o644);
+    let path = stick.join(receipt.path());
+    make_room(stick, &path);
+    let written = write_atomic(&path, &envelope.to_json(), 0o644);
     written.and(remount(stick, true))
+}
+
+/// Removes the oldest receipts until `new` is within the bound. They are read only where there are that many.
+fn make_room(stick: &Path, new: &Path) {
+    let there: Vec<_> = list_receipts(stick)
+        .into_iter()
+        .filter(|path| path != new)
+        .collect();
+    if there.len() < limits::RECEIPTS {
+        return;
+    }
+    let dated = |path: PathBuf| -> Option<(String, Option<Timestamp>)> {
+        let at = read_receipt(&path).map(|(receipt, _)| receipt.at);
+        Some((path.file_name()?.to_str()?.to_owned(), at))
+    };
+    for name in surplus_receipts(there.into_iter().filter_map(dated).collect()) {
+        // One that stays takes no more than its place.
+        let _ = fs::remove_file(stick.join("receipts").join(name));
+    }
 }
 
 fn remount(stick: &Path, read_only: bool) -> io::Result<()> {
@@ -245,7 +276,7 @@ mod tests {
     use super::*;
     use crate::fixture::{NOW, peer, voucher};
     use beemesh_firmware_tpm::SoftwareTpm;
-    use beemesh_joinpack_format::SealedKey;
+    use beemesh_joinpack_format::{ReceiptMachine, SealedKey, TimeSource};
 
     const SERIAL: &str = "01KDVKFD00000000000000000A";
 
@@ -255,10 +286,15 @@ mod tests {
             node: Some(node.parse().unwrap()),
             peer_id: Some(PeerId::from_ed25519(secret.public().as_bytes())),
             fabric: None,
-            serial: Some(serial.to_owned()),
+            membership: None,
+            machine: ReceiptMachine::default(),
             boot_id: String::new(),
-            at: NOW,
+            at: NOW.plus_seconds(i64::from(n)),
+            time_source: TimeSource::Floor,
+            serial: Some(serial.to_owned()),
+            pack: None,
             outcome,
+            parts: Vec::new(),
         };
         let envelope = receipt.to_envelope(signed.then_some(&secret)).unwrap();
         fs::write(
@@ -300,6 +336,32 @@ mod tests {
             .map(ToString::to_string)
             .collect();
         assert_eq!(taken, ["taken"]);
+    }
+
+    #[test]
+    fn stick_that_is_full_of_receipts_loses_the_oldest_and_noise_before_them() {
+        let stick = tempfile::tempdir().unwrap();
+        let folder = stick.path().join("receipts");
+        fs::create_dir(&folder).unwrap();
+        for n in [1, 2] {
+            leave_receipt(stick.path(), n, "till", SERIAL, Outcome::Applied, true);
+        }
+        let new = folder.join("new.json");
+        make_room(stick.path(), &new);
+        assert_eq!(list_receipts(stick.path()).len(), 2);
+        for n in 0..limits::RECEIPTS - 2 {
+            fs::write(folder.join(format!("noise-{n:04}.json")), b"{}").unwrap();
+        }
+        make_room(stick.path(), &new);
+        assert!(!folder.join("noise-0000.json").exists() && folder.join("1-till.json").exists());
+        assert_eq!(list_receipts(stick.path()).len(), limits::RECEIPTS - 1);
+        fs::write(&new, b"{}").unwrap();
+        make_room(stick.path(), &new);
+        assert_eq!(
+            list_receipts(stick.path()).len(),
+            limits::RECEIPTS,
+            "one that is replaced takes no place"
+        );
     }
 
     #[test]

@@ -3,9 +3,11 @@
 //! A stick is judged once for each time it is inserted. Whatever becomes of it is said on the console and written to
 //! the stick as a receipt; what the box runs is not touched by a bad stick.
 
+mod receipt;
+
 use crate::clock::{self, Floor, FloorKeeper};
 use crate::images::Images;
-use crate::join::{Applicant, DOCUMENT, Joined, choose, plan};
+use crate::join::{Applicant, DOCUMENT, FabricDocument, Joined, choose, plan, standing};
 use crate::journal::Journal;
 use crate::networks::Networks;
 use crate::start::Options;
@@ -15,10 +17,12 @@ use crate::trust::Trust;
 use crate::waiting::{self, End, Wish};
 use crate::{identity, network};
 use beemesh_ids::Digest;
-use beemesh_init_api::{StickStatus, path};
-use beemesh_joinpack_format::{Envelope, Machine, Outcome, Pack, Receipt, Timestamp, Verified};
+use beemesh_init_api::{NetworkConfig, StickStatus, path};
+use beemesh_joinpack_format::{
+    EndorsementFile, Envelope, MANIFEST_LIMIT, Machine, Outcome, Pack, Part, PartKind, Timestamp, Verified,
+};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -60,6 +64,8 @@ pub struct Sticks {
     pub up: watch::Receiver<bool>,
     /// What the box waits for an operator with.
     pub waiting: Option<Waiting>,
+    /// The endorsement key of the machine, once it was asked for: making it is slow.
+    pub endorsement: OnceLock<EndorsementFile>,
 }
 
 /// What was taken from a stick.
@@ -68,6 +74,8 @@ struct Taken {
     images: Vec<(String, Digest)>,
     staging: PathBuf,
     first: bool,
+    /// The box was a member that had lost its place.
+    rejoins: bool,
     revocations: Vec<Envelope>,
     /// When the pack was made.
     issued: Timestamp,
@@ -96,6 +104,8 @@ pub struct Waiting {
     asking: JoinHandle<End>,
     /// Generation of the stick that it asks by.
     stick: u64,
+    /// Digest of its pack.
+    pack: Option<Digest>,
 }
 
 impl Waiting {
@@ -108,17 +118,6 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         self.asking.abort();
-    }
-}
-
-/// A TPM that has none to show is a machine that no endorsement key names.
-fn own_endorsement_key(tpm: &dyn beemesh_firmware_tpm::Tpm) -> Option<Digest> {
-    match tpm.endorsement() {
-        Ok(endorsement) => Some(endorsement.key.digest()),
-        Err(error) => {
-            tracing::warn!(error = crate::words(&error), "no endorsement key");
-            None
-        }
     }
 }
 
@@ -168,10 +167,15 @@ impl Sticks {
             &format!("reading the join stick {device}"),
         );
         let mount = self.options.run_path(path::STICK);
-        let taken = {
+        let (digest, taken) = {
             // Reading a slow stick must not hold up the agent's other tasks.
             let this = &*self;
-            tokio::task::block_in_place(|| this.take(&mount))
+            tokio::task::block_in_place(|| {
+                let read = stick::read_manifest(&mount);
+                let whole = read.as_ref().ok().filter(|bytes| bytes.len() <= MANIFEST_LIMIT);
+                let digest = whole.map(|bytes| Digest::of(bytes));
+                (digest, read.and_then(|bytes| this.take(&mount, &bytes)))
+            })
         };
         if matches!(taken, Err(StickError::NoPack)) {
             let message =
@@ -180,8 +184,12 @@ impl Sticks {
                 Some(_) => self.journal.emit("NoPack", "pack", message),
                 None => self.journal.announce("NoPack", "pack", message),
             }
-            return;
+            if self.joined.is_some() {
+                return;
+            }
+            // A new box tells by any stick who it is, so that a pack can be made for it alone.
         }
+        let rejoins = matches!(&taken, Ok(Found::Membership(taken)) if taken.rejoins);
         let (serial, outcome) = match &taken {
             Ok(Found::Membership(taken)) => (Some(taken.joined.document.serial.clone()), Outcome::Applied),
             Ok(Found::Wish(wanted)) => {
@@ -200,40 +208,43 @@ impl Sticks {
                 (None, Outcome::Refused { code, message })
             }
         };
-        match taken {
+        let parts = match taken {
             Ok(Found::Membership(taken)) => {
                 self.waiting = None;
-                self.accept(*taken).await;
+                self.accept(*taken).await
             }
-            Ok(Found::Wish(wanted)) => self.ask(wanted, generation),
-            Err(error) => self.refuse(&error),
+            Ok(Found::Wish(wanted)) => {
+                self.ask(wanted, generation, digest);
+                Vec::new()
+            }
+            Err(StickError::NoPack) => Vec::new(),
+            Err(error) => {
+                self.refuse(&error);
+                Vec::new()
+            }
+        };
+        self.leave_receipt(serial, digest, outcome, parts);
+        if rejoins {
+            start_again();
         }
-        self.leave_receipt(serial, outcome);
     }
 
-    fn leave_receipt(&self, serial: Option<String>, outcome: Outcome) {
-        let mount = self.options.run_path(path::STICK);
-        let receipt = self.receipt(serial, outcome);
-        let secret = self.key.secret_key();
-        if let Err(error) =
-            tokio::task::block_in_place(|| stick::write_receipt(&mount, &receipt, Some(secret)))
-        {
-            self.journal.announce(
-                "ReceiptFailed",
-                "pack",
-                &format!("no receipt was written to the stick: {error}"),
-            );
-        }
+    /// The member task writes it down when another machine proves to have redeemed the voucher first.
+    fn has_lost_its_place(&self) -> bool {
+        let document = self.store.load::<FabricDocument>(DOCUMENT).ok().flatten();
+        document.is_some_and(|document| document.lost)
     }
 
     /// Verifies the pack, stages its images, commits the membership. Before the commit nothing has changed.
-    fn take(&self, mount: &std::path::Path) -> Result<Found, StickError> {
+    fn take(&self, mount: &std::path::Path, manifest: &[u8]) -> Result<Found, StickError> {
         let joined = self.joined.as_ref();
         let trusted = joined.map(|joined| self.trust.without_revoked(&joined.roots));
         let trusted = trusted.as_ref();
         let last = joined.map(|joined| joined.document.serial.as_str());
-        let pack = stick::read_pack(mount)?.verify(trusted, self.floor.0, last)?;
+        let pack = Pack::parse(manifest)?.verify(trusted, self.floor.0, last)?;
         pack.check_listing(stick::list_blobs(mount)?)?;
+        let rejoins = joined.is_some() && self.has_lost_its_place();
+        let joined = standing(joined, rejoins, &pack.manifest().serial)?;
         let peer = self.key.peer_id();
         let tpm = beemesh_firmware_tpm::open();
         let machine = Machine {
@@ -241,7 +252,7 @@ impl Sticks {
             serial: network::own_serial("/sys/class/dmi/id".as_ref()),
             // Slow, and only for packs that ask.
             ek: match pack.manifest().names_endorsement_keys() {
-                true => own_endorsement_key(tpm.as_ref()),
+                true => self.endorsement().map(|file| file.ek),
                 false => None,
             },
         };
@@ -285,6 +296,7 @@ impl Sticks {
             images,
             staging,
             first: !plan.already_member,
+            rejoins,
             revocations: pack.revocations().envelopes().cloned().collect(),
             issued: pack.manifest().issued,
         })))
@@ -317,7 +329,7 @@ impl Sticks {
     }
 
     /// Shows the code and begins to ask, in place of what was asked before.
-    fn ask(&mut self, wanted: Box<Wanted>, stick: u64) {
+    fn ask(&mut self, wanted: Box<Wanted>, stick: u64, pack: Option<Digest>) {
         let settings = self.networks.take_from_pack(&wanted.wish.network, None);
         if let Err(error) = settings {
             let message = format!("the network settings were not taken: {}", crate::words(&error));
@@ -330,6 +342,7 @@ impl Sticks {
             wanted,
             asking,
             stick,
+            pack,
         });
     }
 
@@ -355,18 +368,23 @@ impl Sticks {
         }
         let wanted = &waiting.wanted;
         let serial = joined.document.serial.clone();
+        let rejoins = self.joined.is_some();
         let taken = Taken {
             joined,
             images: wanted.images.clone(),
             staging: wanted.staging.clone(),
             first: true,
+            rejoins,
             revocations: wanted.revocations.clone(),
             issued: wanted.issued,
         };
-        self.accept(taken).await;
+        let parts = self.accept(taken).await;
         // The stick may have been pulled out: then it keeps the word that the box waits.
         if waiting.stick == seen && self.stick_is_in() {
-            self.leave_receipt(Some(serial), Outcome::Applied);
+            self.leave_receipt(Some(serial), waiting.pack, Outcome::Applied, parts);
+        }
+        if rejoins {
+            start_again();
         }
     }
 
@@ -376,26 +394,40 @@ impl Sticks {
         status.is_some_and(|status| status.device.is_some())
     }
 
-    async fn accept(&mut self, taken: Taken) {
+    /// Returns what the pack brought, for the receipt.
+    async fn accept(&mut self, taken: Taken) -> Vec<Part> {
         let Taken {
             joined,
             images,
             staging,
             first,
+            rejoins,
             revocations,
             issued,
         } = taken;
         let document = &joined.document;
         self.floor.raise(document.floor);
         self.floors.raise_to(self.floor);
+        let mut parts = vec![Part {
+            part: PartKind::Place,
+            what: format!("{} in cell {}", joined.member.name, joined.member.cell),
+            refused: None,
+        }];
         let before = self.joined.as_ref().map(|joined| &joined.document.network);
-        if let Err(error) = self.networks.take_from_pack(&document.network, before) {
+        let taken = self.networks.take_from_pack(&document.network, before);
+        let refused = taken.err().map(|error| crate::words(&error));
+        if let Some(why) = &refused {
             self.journal.announce(
                 "NetworkFailed",
                 "pack",
-                &format!("the network settings were not taken: {}", crate::words(&error)),
+                &format!("the network settings were not taken: {why}"),
             );
         }
+        parts.push(Part {
+            part: PartKind::Network,
+            what: network_in_words(&document.network),
+            refused,
+        });
         let fabric = joined.member.fabric.short();
         let message = match first {
             true => format!(
@@ -405,16 +437,37 @@ impl Sticks {
             false => format!("the join stick is good: its news for fabric {fabric} were taken"),
         };
         self.journal.announce("PackApplied", "pack", &message);
+        let mut refused = None;
         for envelope in &revocations {
             if let Err(refusal) = self.trust.take(envelope, &joined.roots) {
                 let message = format!("a revocation of the pack was not taken: {refusal}");
                 self.journal.announce("RevocationRefused", "pack", &message);
+                refused = Some(format!("{}: {refusal}", refusal.code()));
             }
+        }
+        if !revocations.is_empty() {
+            parts.push(Part {
+                part: PartKind::Revocations,
+                what: format!("{} snapshot(s)", revocations.len()),
+                refused,
+            });
+        }
+        if !images.is_empty() {
+            let names: Vec<_> = images.iter().map(|(name, _)| name.as_str()).collect();
+            parts.push(Part {
+                part: PartKind::Images,
+                what: names.join(", "),
+                refused: None,
+            });
         }
         self.trust.vouched(issued);
         self.joined = Some(joined.clone());
+        if rejoins {
+            tokio::task::block_in_place(|| self.images.import_staged(&staging, &images));
+            return parts;
+        }
         if self.news.send(joined).await.is_err() {
-            return;
+            return parts;
         }
         let (store, mut up) = (self.images.clone(), self.up.clone());
         tokio::spawn(async move {
@@ -422,6 +475,7 @@ impl Sticks {
             let _ = tokio::time::timeout(JOIN_FIRST, up.wait_for(|up| *up)).await;
             tokio::task::spawn_blocking(move || store.import_staged(&staging, &images));
         });
+        parts
     }
 
     fn refuse(&self, error: &StickError) {
@@ -432,18 +486,21 @@ impl Sticks {
         );
         self.journal.announce("PackRefused", "pack", &message);
     }
+}
 
-    fn receipt(&self, serial: Option<String>, outcome: Outcome) -> Receipt {
-        let member = self.joined.as_ref().map(|joined| &joined.member);
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        Receipt {
-            node: member.map(|member| member.name.clone()),
-            peer_id: Some(self.key.peer_id()),
-            fabric: member.map(|member| member.fabric.clone()),
-            serial,
-            boot_id: boot_id.trim().to_owned(),
-            at: clock::system_now().max(self.floor.0),
-            outcome,
-        }
+fn network_in_words(network: &NetworkConfig) -> String {
+    let links = network.links.iter().map(|link| match link.addresses.is_empty() {
+        true => format!("{} by DHCP", link.mac),
+        false => format!("{} with {}", link.mac, link.addresses.join(", ")),
+    });
+    let words: Vec<_> = links.collect();
+    match words.is_empty() {
+        true => "DHCP".to_owned(),
+        false => words.join("; "),
     }
+}
+
+/// Connections and cell hold the old credential; the supervisor starts the agent again with the new one.
+fn start_again() -> ! {
+    std::process::exit(1)
 }

@@ -100,6 +100,7 @@ impl Wish {
             found: false,
             floor: self.floor,
             spare: Vec::new(),
+            lost: false,
         };
         Joined::check(document, &peer)
     }

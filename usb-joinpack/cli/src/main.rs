@@ -11,24 +11,22 @@ mod fabric;
 mod failure;
 mod media;
 mod plan;
+mod receipts;
 mod revoke;
 mod show;
 mod slice;
 mod write;
 
 use anyhow::Context as _;
-use beemesh_joinpack_format::{Machine, Pack, Proof, Receipt, RootChain, Timestamp, Verified, limits};
+use beemesh_joinpack_format::{Machine, Pack, RootChain, Timestamp, Verified};
 use clap::{Parser, Subcommand};
 use failure::{Failure, invalid};
 use media::Media;
-use show::{Form, PackView, ReceiptView};
+use show::{Form, PackView};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use write::{Content, Target};
-
-/// Receipts that are looked at on one stick.
-const RECEIPTS: usize = 1024;
 
 /// Makes fabrics and join packs, offline.
 #[derive(Parser)]
@@ -122,14 +120,8 @@ enum Command {
         #[arg(short, long, value_enum, default_value = "table")]
         output: Form,
     },
-    /// Lists and checks the receipts that nodes left on a stick
-    Receipts {
-        /// The stick, an image of it, or its folder
-        path: PathBuf,
-        /// Form of the output
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Form,
-    },
+    /// Lists and checks the receipts that nodes left on a stick: who did what with which pack, by whose clock
+    Receipts(receipts::ReceiptsArgs),
 }
 
 #[derive(Subcommand)]
@@ -263,7 +255,7 @@ fn run(command: Command) -> Result<(), Failure> {
             dry_run,
             output,
         } => revoke::revoke(&fabric, what, dry_run, output),
-        Command::Receipts { path, output } => receipts(&path, output),
+        Command::Receipts(arguments) => receipts::receipts(&arguments),
     }
 }
 
@@ -346,38 +338,4 @@ fn copy(from: &Path, to: &Path, yes: bool, dry_run: bool) -> Result<(), Failure>
         to.display()
     );
     Ok(())
-}
-
-fn receipts(path: &Path, output: Form) -> Result<(), Failure> {
-    let media = Media::open(path)?;
-    let mut views = Vec::new();
-    let mut refusal = None;
-    let names = media
-        .listing()?
-        .into_iter()
-        .filter(|name| name.starts_with("receipts/") && name.ends_with(".json"));
-    for name in names.take(RECEIPTS) {
-        let content = media.read(&name, limits::RECEIPT_LIMIT)?.unwrap_or_default();
-        views.push(match Receipt::parse(&content) {
-            Ok((receipt, proof)) => ReceiptView::new(name, receipt, proof != Proof::Unsigned),
-            Err(why) => {
-                let view = ReceiptView {
-                    file: name,
-                    node: None,
-                    peer_id: None,
-                    serial: None,
-                    at: None,
-                    result: "unreadable",
-                    code: Some(why.code().to_owned()),
-                    message: Some(why.to_string()),
-                    signed: false,
-                };
-                refusal.get_or_insert(why);
-                view
-            }
-        });
-    }
-    views.sort_by(|a, b| a.file.cmp(&b.file));
-    show::print(output, &views, |views| show::receipts_in_words(views))?;
-    refusal.map_or(Ok(()), |why| Err(why.into()))
 }

@@ -7,7 +7,9 @@ use crate::failure::{Failure, invalid};
 use anyhow::anyhow;
 use beemesh_firmware_credential::EndorsementKey;
 use beemesh_ids::{Digest, NodeName};
-use beemesh_joinpack_format::{EndorsementFile, NodeEntry, NodeNetwork, limits};
+use beemesh_joinpack_format::{
+    EndorsementFile, Envelope, NodeEntry, NodeNetwork, Proof, RECEIPT_PAYLOAD_TYPE, Receipt, Refusal, limits,
+};
 use serde::Deserialize;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -54,8 +56,9 @@ pub struct Plan {
 pub struct PlanArgs {
     /// A node: NAME[,mac=aa:bb:cc:dd:ee:ff][,serial=TEXT][,ek=FILE|sha256:HEX][,address=CIDR][,gateway=IP][,dns=IP][,dhcp]
     /// [,approval];
-    /// address and dns may be repeated. With ek=FILE (of `bmctl node ek -o json`) only that machine's TPM can use the place;
-    /// a hash only chooses the machine. With approval the machine gets name and network, and asks as with --approval
+    /// address and dns may be repeated. With ek=FILE (of `bmctl node ek -o json`, or the receipt of a stick that was in the
+    /// machine) only that machine's TPM can use the place; a hash only chooses the machine. With approval the machine gets
+    /// name and network, and asks as with --approval
     #[arg(long = "node", value_name = "NODE", value_parser = parse_node)]
     nodes: Vec<Place>,
     /// That many nodes, named node-1 to node-N, for any machine, with DHCP
@@ -197,7 +200,7 @@ fn place(
     }
 }
 
-/// `sha256:HEX`, or the file of an endorsement key below `base`.
+/// `sha256:HEX`, or below `base` the file of an endorsement key, or a signed receipt that holds one.
 fn read_ek(base: &Path, text: &str) -> Result<(Digest, Option<EndorsementKey>), String> {
     if text.starts_with("sha256:") {
         let digest = text.parse().map_err(|e| format!("`{text}`: {e}"))?;
@@ -208,9 +211,29 @@ fn read_ek(base: &Path, text: &str) -> Result<(Digest, Option<EndorsementKey>), 
     std::fs::File::open(&path)
         .and_then(|file| file.take(PLAN_LIMIT + 1).read_to_end(&mut bytes))
         .map_err(|e| format!("failed to read `{}`: {e}", path.display()))?;
-    let (file, public) = EndorsementFile::parse(&bytes).map_err(|e| format!("`{}`: {e}", path.display()))?;
+    let named = |e: Refusal| format!("`{}`: {e}", path.display());
+    // The receipt of a stick that was in the machine says it as well as the machine itself.
+    let (file, public) = match Receipt::parse(&bytes) {
+        Ok((receipt, Proof::SignedBy(_))) => {
+            let file = receipt.machine.ek;
+            let file = file
+                .ok_or_else(|| format!("`{}` is the receipt of a machine without a TPM", path.display()))?;
+            let public = file.public_key().map_err(named)?;
+            (file, public)
+        }
+        Ok((_, Proof::Unsigned)) => {
+            return Err(format!("`{}` is a receipt that nobody signed", path.display()));
+        }
+        Err(refusal) if is_receipt(&bytes) => return Err(named(refusal)),
+        Err(_) => EndorsementFile::parse(&bytes).map_err(named)?,
+    };
     let key = EndorsementKey::parse(&public).map_err(|e| format!("`{}`: {e}", path.display()))?;
     Ok((file.ek, Some(key)))
+}
+
+fn is_receipt(bytes: &[u8]) -> bool {
+    Envelope::parse(bytes, limits::RECEIPT_LIMIT)
+        .is_ok_and(|envelope| envelope.payload_type() == RECEIPT_PAYLOAD_TYPE)
 }
 
 fn parse_image(text: &str) -> Result<(String, PathBuf), String> {

@@ -6,7 +6,8 @@ use crate::failure::Failure;
 use anyhow::Context as _;
 use beemesh_ids::{Digest, FabricId, NodeName, PeerId};
 use beemesh_joinpack_format::{
-    Manifest, NodeEntry, Outcome, Receipt, RevocationSet, Revocations, Role, RootChain, Timestamp,
+    Manifest, NodeEntry, Outcome, Part, PartKind, Receipt, ReceiptMachine, Refusal, RevocationSet,
+    Revocations, Role, RootChain, TimeSource, Timestamp,
 };
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -245,7 +246,7 @@ impl PackView {
 }
 
 /// A receipt as it was found.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct ReceiptView {
     /// Path on the stick.
     pub file: String,
@@ -253,44 +254,70 @@ pub struct ReceiptView {
     pub node: Option<NodeName>,
     /// Peer id.
     pub peer_id: Option<PeerId>,
-    /// Serial of the pack.
-    pub serial: Option<String>,
+    /// Fabric.
+    pub fabric: Option<FabricId>,
+    /// The machine: cards, serial number, endorsement key.
+    pub machine: Option<ReceiptMachine>,
+    /// Boot id of the kernel that wrote it.
+    pub boot_id: Option<String>,
     /// When, by the node's clock.
     pub at: Option<Timestamp>,
-    /// `applied`, `refused` or `unreadable`.
+    /// What that clock goes by.
+    pub time_source: Option<TimeSource>,
+    /// Serial of the pack.
+    pub serial: Option<String>,
+    /// Digest of the pack.
+    pub pack: Option<Digest>,
+    /// `applied`, `refused`, or `bad` where the receipt itself is refused.
     pub result: &'static str,
     /// Code of the refusal, by the node or of the receipt itself.
     pub code: Option<String>,
     /// The sentence.
     pub message: Option<String>,
+    /// What a pack that was applied brought.
+    pub parts: Vec<Part>,
     /// The node's key signed it.
     pub signed: bool,
+    /// `member` of the fabric that was given, `signed` by the node's key, `unsigned`, or `bad`.
+    pub proof: &'static str,
 }
 
 impl ReceiptView {
     /// The view of a receipt that can be read.
-    pub fn new(file: String, receipt: Receipt, signed: bool) -> Self {
+    pub fn new(file: String, receipt: Receipt, proof: &'static str) -> Self {
         let (result, code, message) = match receipt.outcome {
             Outcome::Applied => ("applied", None, None),
             Outcome::Refused { code, message } => ("refused", Some(code), Some(message)),
         };
-        let Receipt {
-            node,
-            peer_id,
-            serial,
-            at,
-            ..
-        } = receipt;
         Self {
             file,
-            node,
-            peer_id,
-            serial,
-            at: Some(at),
+            node: receipt.node,
+            peer_id: receipt.peer_id,
+            fabric: receipt.fabric,
+            machine: Some(receipt.machine),
+            boot_id: Some(receipt.boot_id),
+            at: Some(receipt.at),
+            time_source: Some(receipt.time_source),
+            serial: receipt.serial,
+            pack: receipt.pack,
             result,
             code,
             message,
-            signed,
+            parts: receipt.parts,
+            signed: proof != "unsigned",
+            proof,
+        }
+    }
+
+    /// The view of one that is refused itself.
+    pub fn bad(file: String, why: &Refusal) -> Self {
+        Self {
+            file,
+            result: "bad",
+            proof: "bad",
+            code: Some(why.code().to_owned()),
+            message: Some(why.to_string()),
+            ..Self::default()
         }
     }
 }
@@ -299,23 +326,64 @@ impl ReceiptView {
 pub fn receipts_in_words(receipts: &[ReceiptView]) -> String {
     let text = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     let rows = receipts.iter().map(|r| {
-        let outcome = match (&r.code, &r.message) {
-            (Some(code), Some(message)) => format!("{} ({code}): {message}", r.result),
-            _ => r.result.to_owned(),
-        };
-        let proof = if r.signed { "signed" } else { "unsigned" };
         let peer = r.peer_id.as_ref().map(|peer| peer.short().to_owned());
-        let at = r.at.map(|at| at.to_string());
+        let at = r.at.zip(r.time_source).map(|(at, source)| match source {
+            TimeSource::Floor => format!("{at} at least"),
+            TimeSource::Rtc => format!("{at} by its own clock"),
+            TimeSource::Peers => format!("{at} by the other members"),
+            TimeSource::Ntp => format!("{at} by NTP"),
+        });
         vec![
             text(r.node.as_ref().map(|n| n.to_string())),
             text(peer),
+            text(r.machine.as_ref().map(machine_in_words)),
             text(at),
             text(r.serial.clone()),
-            proof.into(),
-            outcome,
+            r.proof.into(),
+            outcome_in_words(r),
         ]
     });
-    table(&["NODE", "PEER", "AT", "PACK", "PROOF", "OUTCOME"], rows)
+    table(
+        &["NODE", "PEER", "MACHINE", "AT", "PACK", "PROOF", "OUTCOME"],
+        rows,
+    )
+}
+
+fn machine_in_words(machine: &ReceiptMachine) -> String {
+    let serial = machine.serial.iter().map(|serial| format!("serial {serial}"));
+    let macs = machine.macs.iter().take(2).cloned();
+    let ek = machine.ek.iter().map(|file| {
+        let hex: String = file.ek.hex().chars().take(8).collect();
+        format!("EK {hex}")
+    });
+    serial.chain(macs).chain(ek).collect::<Vec<_>>().join(", ")
+}
+
+fn outcome_in_words(receipt: &ReceiptView) -> String {
+    if let (Some(code), Some(message)) = (&receipt.code, &receipt.message) {
+        // A bad receipt has no node to be found by.
+        return match receipt.result {
+            "bad" => format!("bad ({code}), `{}`: {message}", receipt.file),
+            result => format!("{result} ({code}): {message}"),
+        };
+    }
+    let parts = receipt.parts.iter().map(|part| {
+        let kind = match part.part {
+            PartKind::Place => "place",
+            PartKind::Network => "network",
+            PartKind::Revocations => "revocations",
+            PartKind::Images => "images",
+        };
+        match &part.refused {
+            Some(why) => format!("{kind} REFUSED ({why})"),
+            None => format!("{kind} {}", part.what),
+        }
+    });
+    let parts: Vec<_> = parts.collect();
+    match parts.is_empty() {
+        true => receipt.result.to_owned(),
+        false => format!("{}: {}", receipt.result, parts.join("; ")),
+    }
 }
 
 /// A plain table, control characters removed: some of it was written by strangers.

@@ -3,7 +3,9 @@
 
 mod bench;
 
-use beemesh_joinpack_format::{Outcome, Pack, Receipt, SecretKey, Timestamp};
+use beemesh_joinpack_format::{
+    Outcome, Pack, Part, PartKind, Receipt, ReceiptMachine, SecretKey, TimeSource, Timestamp,
+};
 use bench::{BINARY, bench, done, ends, joinpack};
 use serde_json::Value;
 use std::fs::{self, File};
@@ -350,10 +352,19 @@ fn receipts_are_listed_and_forged_ones_refused() {
         node: Some("till-1".parse().unwrap()),
         peer_id: Some(peer.clone()),
         fabric: None,
-        serial: None,
+        membership: None,
+        machine: ReceiptMachine::default(),
         boot_id: "boot".into(),
         at: Timestamp(1_767_225_600),
+        time_source: TimeSource::Floor,
+        serial: None,
+        pack: None,
         outcome,
+        parts: vec![Part {
+            part: PartKind::Network,
+            what: "DHCP".into(),
+            refused: Some("no such card".into()),
+        }],
     };
     let folder = dir.path().join("pack/receipts");
     fs::create_dir(&folder).unwrap();
@@ -383,7 +394,16 @@ fn receipts_are_listed_and_forged_ones_refused() {
         (&views[1]["code"], &views[1]["signed"]),
         (&"expired".into(), &false.into())
     );
-    assert!(!done(dir.path(), &["receipts", "pack"]).out.contains('\u{1b}'));
+    let words = done(dir.path(), &["receipts", "pack"]).out;
+    assert!(!words.contains('\u{1b}'));
+    for part in [
+        "2026-01-01T00:00:00Z at least",
+        "network REFUSED (no such card)",
+        "(expired)",
+        "unsigned",
+    ] {
+        assert!(words.contains(part), "{part}: {words}");
+    }
     // Receipts do not spoil the pack, and a new pack does not remove them.
     done(dir.path(), &["verify", "pack"]);
     done(
@@ -402,6 +422,12 @@ fn receipts_are_listed_and_forged_ones_refused() {
     )
     .unwrap();
     ends(dir.path(), &["receipts", "pack"], 3, "unknown-key");
+    ends(
+        dir.path(),
+        &["receipts", "pack", "--fabric", "none"],
+        2,
+        "root.json",
+    );
 }
 
 #[test]

@@ -3,7 +3,10 @@
 
 mod bench;
 
-use beemesh_joinpack_format::EndorsementFile;
+use beemesh_joinpack_format::{
+    Assurance, EndorsementFile, Membership, Outcome, Pack, Receipt, ReceiptMachine, SecretKey, TimeSource,
+    Timestamp,
+};
 use bench::{bench, done, ends};
 use serde_json::Value;
 use std::fs;
@@ -76,6 +79,102 @@ fn key_of_a_place_for_one_tpm_is_on_the_stick_sealed_only() {
     ] {
         ends(dir.path(), &[&bad[..], &[node]].concat(), 2, word);
     }
+}
+
+/// The receipt of a machine that became `till-1` by the pack `pack`.
+fn receipt_of(pack: &Path, key: &SecretKey, ek: &EndorsementFile) -> Receipt {
+    let bytes = fs::read(pack.join("joinpack.json")).unwrap();
+    let pack = Pack::parse(&bytes).unwrap();
+    let pack = pack.verify(None, Timestamp::EPOCH, None).unwrap();
+    let offer = &pack.manifest().vouchers[0];
+    let peer = beemesh_ids::PeerId::from_ed25519(key.public().as_bytes());
+    let one_time = offer.one_time_key.as_ref().unwrap();
+    let now = pack.manifest().issued;
+    Receipt {
+        node: Some("till-1".parse().unwrap()),
+        fabric: Some(pack.roots().fabric_id().clone()),
+        membership: Some(Membership::redeem(&offer.envelope, one_time, &peer, Assurance::Tpm, now).unwrap()),
+        peer_id: Some(peer),
+        machine: ReceiptMachine {
+            macs: vec!["52:54:00:00:00:01".into()],
+            serial: Some("SN 1".into()),
+            ek: Some(ek.clone()),
+        },
+        boot_id: "boot".into(),
+        at: now,
+        time_source: TimeSource::Ntp,
+        serial: Some(pack.manifest().serial.clone()),
+        pack: Some(beemesh_ids::Digest::of(&bytes)),
+        outcome: Outcome::Applied,
+        parts: Vec::new(),
+    }
+}
+
+#[test]
+fn receipt_proves_a_member_to_its_fabric_alone_and_gives_the_key_for_its_next_pack() {
+    let dir = bench();
+    let (key, ek) = (
+        SecretKey::from_bytes([9; 32]),
+        EndorsementFile::new(&endorsement_key(), None),
+    );
+    done(
+        dir.path(),
+        &["create", "--fabric", "fab", "--out", "open", "--node", "till-1"],
+    );
+    let receipt = receipt_of(&dir.path().join("open"), &key, &ek);
+    let path = dir.path().join("open").join(receipt.path());
+    fs::create_dir(path.parent().unwrap()).unwrap();
+    fs::write(&path, receipt.to_envelope(Some(&key)).unwrap().to_json()).unwrap();
+    let show = ["receipts", "open", "-o", "json"];
+    let proof = |more: &[&str]| done(dir.path(), &[&show[..], more].concat()).json()[0].clone();
+    assert_eq!(proof(&[])["proof"], "signed");
+    let view = proof(&["--fabric", "fab", "--ek-to", "keys"]);
+    assert_eq!(
+        (&view["proof"], &view["time_source"]),
+        (&"member".into(), &"ntp".into())
+    );
+    assert_eq!(view["machine"]["ek"], serde_json::to_value(&ek).unwrap());
+    done(dir.path(), &["fabric", "init", "stranger", "--name", "stranger"]);
+    ends(
+        dir.path(),
+        &["receipts", "open", "--fabric", "stranger"],
+        3,
+        "other-fabric",
+    );
+
+    let short = receipt.peer_id.as_ref().unwrap().short();
+    for (out, file) in [
+        ("by-file", format!("keys/{short}.ek")),
+        ("by-receipt", path.display().to_string()),
+    ] {
+        let node = format!("till-2,ek={file}");
+        let create = [
+            "create", "--fabric", "fab", "--out", out, "--node", &node, "-o", "json",
+        ];
+        let view = done(dir.path(), &create).json();
+        assert_eq!(
+            (&view["targeted"], &view["nodes"][0]["ek"]),
+            (&1.into(), &ek.ek.to_string().into())
+        );
+    }
+    let node = format!("till-3,ek={}", path.display());
+    let create = ["create", "--fabric", "fab", "--out", "bad", "--node", &node];
+    fs::write(&path, receipt.to_envelope(None).unwrap().to_json()).unwrap();
+    ends(dir.path(), &create, 2, "nobody signed");
+    let mut changed = receipt.to_envelope(Some(&key)).unwrap().to_json();
+    let middle = changed.len() / 2;
+    changed[middle] = if changed[middle] == b'A' { b'B' } else { b'A' };
+    fs::write(&path, changed).unwrap();
+    ends(dir.path(), &create, 2, &path.display().to_string());
+    // A key of another machine in the place of a saved one is noticed, not taken.
+    fs::write(dir.path().join(format!("keys/{short}.ek")), "{}").unwrap();
+    fs::write(&path, receipt.to_envelope(Some(&key)).unwrap().to_json()).unwrap();
+    ends(
+        dir.path(),
+        &["receipts", "open", "--ek-to", "keys"],
+        2,
+        "something else",
+    );
 }
 
 #[test]

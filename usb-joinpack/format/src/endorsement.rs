@@ -1,4 +1,4 @@
-//! The file that says which TPM a machine has: made by `bmctl node ek -o json`, read by `joinpack create`.
+//! The file that says which TPM a machine has: made by `bmctl node ek -o json`, part of receipts, read by `joinpack create`.
 //!
 //! Signed by nobody: whoever makes a pack decides whether it came from the machine that is meant. The form of the key is
 //! `firmware/credential`'s business.
@@ -44,16 +44,22 @@ impl EndorsementFile {
             });
         }
         let file: Self = serde_json::from_slice(bytes).map_err(|e| Refusal::malformed(WHAT, e))?;
+        let public = file.public_key()?;
+        Ok((file, public))
+    }
+
+    /// The `TPMT_PUBLIC`. Refused where its digest is another one.
+    pub fn public_key(&self) -> Result<Vec<u8>, Refusal> {
         let public = STANDARD
-            .decode(&file.public)
+            .decode(&self.public)
             .map_err(|e| Refusal::malformed(WHAT, e))?;
-        if Digest::of(&public) != file.ek {
+        if Digest::of(&public) != self.ek {
             return Err(Refusal::WrongDigest {
-                expected: file.ek,
+                expected: self.ek,
                 found: Digest::of(&public),
             });
         }
-        Ok((file, public))
+        Ok(public)
     }
 }
 

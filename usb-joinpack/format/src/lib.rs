@@ -36,7 +36,10 @@ pub use manifest::{
 pub use membership::{Assurance, Member, Membership, REDEMPTION_PAYLOAD_TYPE, Redemption};
 pub use operator::OperatorContext;
 pub use pack::{Pack, Unverified, Verified};
-pub use receipt::{Outcome, Proof, RECEIPT_PAYLOAD_TYPE, Receipt};
+pub use receipt::{
+    Outcome, Part, PartKind, Proof, RECEIPT_PAYLOAD_TYPE, Receipt, ReceiptMachine, TimeSource,
+    surplus_receipts,
+};
 pub use refusal::Refusal;
 pub use revocation::{REVOCATION_PAYLOAD_TYPE, RevocationSet, Revocations};
 pub use root::{ROOT_PAYLOAD_TYPE, Role, RoleKeys, RoleSpec, Root, RootChain};

@@ -7,7 +7,9 @@ pub const MANIFEST_LIMIT: usize = 4 * 1024 * 1024;
 /// Length of a membership credential in bytes.
 pub const MEMBERSHIP_LIMIT: usize = 16 * 1024;
 /// Length of a receipt file in bytes.
-pub const RECEIPT_LIMIT: usize = 16 * 1024;
+pub const RECEIPT_LIMIT: usize = 32 * 1024;
+/// Receipts on one stick, one for each place that a pack can have: with their length 16 MiB. The oldest go first.
+pub const RECEIPTS: usize = 512;
 /// Length of an operator context file in bytes.
 pub const OPERATOR_LIMIT: usize = 4 * 1024 * 1024;
 /// Length of one root, voucher or redemption payload in bytes.

@@ -3,10 +3,10 @@
 
 mod generator;
 
-use beemesh_ids::PeerId;
+use beemesh_ids::{Digest, PeerId};
 use beemesh_usb_joinpack_format::{
-    Admission, Assurance, Denial, Envelope, Membership, OperatorContext, Outcome, Proof, Receipt, Refusal,
-    RootChain, Timestamp, Voucher, limits,
+    Admission, Assurance, Denial, EndorsementFile, Envelope, Membership, OperatorContext, Outcome, Part,
+    PartKind, Proof, Receipt, ReceiptMachine, Refusal, RootChain, TimeSource, Timestamp, Voucher, limits,
 };
 use generator::{EXPIRES, FLOOR, ISSUED, draft, key, time};
 use proptest::prelude::*;
@@ -258,10 +258,23 @@ fn receipt(outcome: Outcome) -> Receipt {
         node: Some("node-1".parse().unwrap()),
         peer_id: Some(peer("machine")),
         fabric: Some(roots().fabric_id().clone()),
-        serial: Some(generator::SERIAL.into()),
+        membership: Some(redeem(time(FLOOR)).unwrap()),
+        machine: ReceiptMachine {
+            macs: vec!["52:54:00:00:00:01".into()],
+            serial: Some("SN 1".into()),
+            ek: Some(EndorsementFile::new(b"a key", Some(b"a certificate"))),
+        },
         boot_id: "0b8c1e36-9d6c-4a55-9f0c-6a0b6f2f4b1e".into(),
         at: time(FLOOR),
+        time_source: TimeSource::Rtc,
+        serial: Some(generator::SERIAL.into()),
+        pack: Some(Digest::of(b"joinpack.json")),
         outcome,
+        parts: vec![Part {
+            part: PartKind::Network,
+            what: "dhcp".into(),
+            refused: Some("no such card".into()),
+        }],
     }
 }
 
@@ -284,6 +297,60 @@ fn receipt_proves_who_wrote_it() {
     }
 }
 
+/// The signed receipt after `change`.
+fn signed(change: impl FnOnce(&mut Receipt)) -> Vec<u8> {
+    let mut receipt = receipt(Outcome::Applied);
+    change(&mut receipt);
+    receipt.to_envelope(Some(&key("machine"))).unwrap().to_json()
+}
+
+#[test]
+fn member_is_believed_by_its_credential_and_by_the_roots_alone() {
+    let good = Receipt::parse(&signed(|_| ())).unwrap().0;
+    let member = good.member(&roots()).unwrap().unwrap();
+    assert_eq!(
+        (Some(member.name), member.peer_id),
+        (good.node.clone(), peer("machine"))
+    );
+    let other = RootChain::bootstrap(&draft("other", 1).manifest.roots).unwrap();
+    assert_eq!(code(good.member(&other)), "other-fabric");
+    let stranger = Receipt::parse(&signed(|r| r.membership = None)).unwrap().0;
+    assert_eq!(stranger.member(&roots()), Ok(None));
+
+    let renamed = signed(|r| r.node = Some("node-9".parse().unwrap()));
+    assert_eq!(code(Receipt::parse(&renamed)), "inconsistent");
+    let mut borrowed = receipt(Outcome::Applied);
+    borrowed.peer_id = Some(peer("thief"));
+    let borrowed = borrowed.to_envelope(Some(&key("thief"))).unwrap().to_json();
+    assert_eq!(code(Receipt::parse(&borrowed)), "other-peer");
+    let exchanged = signed(|r| {
+        let ek = r.machine.ek.as_mut().unwrap();
+        ek.ek = Digest::of(b"another key");
+    });
+    assert_eq!(code(Receipt::parse(&exchanged)), "wrong-digest");
+}
+
+#[test]
+fn receipt_that_would_be_too_long_is_cut_and_keeps_the_key_of_the_machine() {
+    let long = signed(|r| {
+        r.machine.macs = vec!["52:54:00:00:00:01".into(); 100];
+        r.machine.ek = Some(EndorsementFile::new(b"a key", Some(&[7; 40_000])));
+        r.outcome = Outcome::Refused {
+            code: "expired".into(),
+            message: "\u{1b}long ".repeat(9_000),
+        };
+    });
+    assert!(long.len() <= limits::RECEIPT_LIMIT);
+    let read = Receipt::parse(&long).unwrap().0;
+    let ek = read.machine.ek.unwrap();
+    assert_eq!((ek.public_key(), ek.certificate), (Ok(b"a key".to_vec()), None));
+    assert!(read.membership.is_some() && read.machine.macs.len() == 32);
+    let Outcome::Refused { message, .. } = read.outcome else {
+        panic!("applied")
+    };
+    assert!(message.chars().count() < 200 && !message.contains('\u{1b}'));
+}
+
 #[test]
 fn receipt_path_is_fit_for_fat() {
     let mut receipt = receipt(Outcome::Applied);
@@ -293,7 +360,10 @@ fn receipt_path_is_fit_for_fat() {
     );
     receipt.serial = Some("../../../evil".into());
     receipt.peer_id = None;
-    assert_eq!(receipt.path(), "receipts/unknown-1768435200.json");
+    let hex = Digest::of(b"joinpack.json").hex();
+    assert_eq!(receipt.path(), format!("receipts/unknown-{}.json", &hex[..26]));
+    receipt.pack = None;
+    assert_eq!(receipt.path(), "receipts/unknown-none.json");
 }
 
 proptest! {

@@ -14,6 +14,9 @@ use beemesh_joinpack_format::{Envelope, Membership, Refusal, limits};
 use hyper::StatusCode;
 use std::sync::PoisonError;
 
+/// Machines with a copied stick that are told of one by one. Who copies more often is refused all the same.
+pub(super) const RIVALS: usize = 64;
+
 impl Driver {
     /// Takes a snapshot that a member handed on.
     pub(super) fn verify_revocations(&mut self, envelope: &[u8]) -> Option<Event> {
@@ -89,14 +92,21 @@ impl Driver {
     /// Another machine redeemed this box's voucher, says somebody with the other's credential. Goes on to the next voucher of
     /// the pack by starting anew with it; the peer id stays.
     pub(super) fn taken_by_rival(&mut self, told_by: &PeerId, rival: &[u8]) {
-        // Who is in already hears of a rival from members: strangers with a copied stick must not drive it out.
-        if self.accepted {
-            return;
-        }
         let rival = Membership::parse(rival).and_then(|membership| membership.subject(&self.joined.roots));
         let Ok(rival) = rival else { return };
-        if gives_way(&self.joined.member, &rival, told_by) {
-            self.give_way(&rival.peer_id);
+        let own = &self.joined.member;
+        // Who is in already hears of a rival from members: strangers with a copied stick must not drive it out.
+        if !self.accepted && gives_way(own, &rival, told_by) {
+            return self.give_way(&rival.peer_id);
+        }
+        let copied = rival.voucher_id == own.voucher_id && rival.peer_id != own.peer_id;
+        if copied && self.rivals.len() < RIVALS && self.rivals.insert(rival.peer_id.clone()) {
+            let (rival, voucher) = (&rival.peer_id, &own.voucher_id);
+            let message = format!(
+                "{rival} used voucher {voucher}, which this box had redeemed before: a stick was copied, {rival} stays out"
+            );
+            let object = format!("node/{rival}");
+            self.part.journal.announce("Quarantined", &object, &message);
         }
     }
 
@@ -111,9 +121,15 @@ impl Driver {
         let Some(next) = next else {
             if !std::mem::replace(&mut self.quarantined, true) {
                 let message = format!(
-                    "{first} redeemed voucher {voucher} before this box, and the join pack has no other: this box stays out"
+                    "{first} redeemed voucher {voucher} before this box, and the join pack has no other: this box stays out; \
+                     insert a newer join stick with a place for it"
                 );
                 self.part.journal.announce("Quarantined", &object, &message);
+                self.joined.document.lost = true;
+                if let Err(error) = self.part.store.save(DOCUMENT, &self.joined.document) {
+                    let message = format!("the lost place cannot be noted: {}", crate::words(&error));
+                    self.part.journal.announce("StateVolumeFailed", &object, &message);
+                }
             }
             return;
         };
