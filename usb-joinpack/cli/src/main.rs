@@ -2,6 +2,7 @@
 //!
 //! It opens no network connection. Exit codes: 0 done, 1 failed, 2 invalid input, 3 refused.
 
+mod boxes;
 mod chance;
 mod create;
 mod device;

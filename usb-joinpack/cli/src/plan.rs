@@ -1,7 +1,8 @@
-//! What a pack should contain, from flags and from one TOML file. Reads no key and makes no pack.
+//! What a pack should contain, from flags, from one TOML file and from one CSV file. Reads no key and makes no pack.
 //!
 //! Invariant: a [`Plan`] names at least one node unless it is for members only, or for machines that ask; what the format bounds, the format checks when the pack is signed.
 
+use crate::boxes;
 use crate::chance::parse_span;
 use crate::failure::{Failure, invalid};
 use anyhow::anyhow;
@@ -15,7 +16,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 /// A longer plan file is not read.
-const PLAN_LIMIT: u64 = 1 << 20;
+pub const PLAN_LIMIT: u64 = 1 << 20;
 
 /// A place in a pack.
 #[derive(Debug, Clone, PartialEq)]
@@ -91,6 +92,10 @@ pub struct PlanArgs {
     /// Nodes that the cell will have in the end, if more than this pack brings
     #[arg(long, value_name = "N")]
     roster_size: Option<u32>,
+    /// Nodes from a CSV file, a row each, by the columns name, mac, serial, ek, address, gateway and dns of its first line; only
+    /// those that are used need be there. A row without a name is node-N
+    #[arg(long, value_name = "FILE", conflicts_with = "count")]
+    csv: Option<PathBuf>,
     /// The same from a TOML file; flags add to its lists and win over its values
     #[arg(long, value_name = "FILE")]
     from: Option<PathBuf>,
@@ -178,7 +183,7 @@ fn parse_node(text: &str) -> Result<Place, String> {
 }
 
 /// A node whose network says nothing gets DHCP, and no entry.
-fn place(
+pub fn place(
     name: NodeName,
     mac: Option<String>,
     serial: Option<String>,
@@ -201,7 +206,7 @@ fn place(
 }
 
 /// `sha256:HEX`, or below `base` the file of an endorsement key, or a signed receipt that holds one.
-fn read_ek(base: &Path, text: &str) -> Result<(Digest, Option<EndorsementKey>), String> {
+pub fn read_ek(base: &Path, text: &str) -> Result<(Digest, Option<EndorsementKey>), String> {
     if text.starts_with("sha256:") {
         let digest = text.parse().map_err(|e| format!("`{text}`: {e}"))?;
         return Ok((digest, None));
@@ -314,6 +319,9 @@ impl PlanArgs {
                 approval,
                 ..place(name, mac, serial, ek, network)
             });
+        }
+        if let Some(path) = &self.csv {
+            nodes.extend(boxes::read(path)?);
         }
         nodes.extend(self.nodes);
         match self.count.or(file.nodes) {

@@ -52,6 +52,46 @@ fn pack_says_what_the_operator_asked_for() {
 }
 
 #[test]
+fn hundred_boxes_come_from_one_csv_file() {
+    let dir = bench();
+    let mut text = "name,serial,address,gateway\n".to_owned();
+    for n in 1..=100 {
+        text += &format!("till-{n},SN{n},10.0.0.{n}/24,10.0.0.254\n");
+    }
+    fs::write(dir.path().join("boxes.csv"), &text).unwrap();
+    let create = |file: &str| {
+        let line = [
+            "create",
+            "--fabric",
+            "fab",
+            "--out",
+            "hundred",
+            "--csv",
+            file,
+            "--expires",
+            "1d",
+        ];
+        joinpack(dir.path(), &line)
+    };
+    fs::write(dir.path().join("bad.csv"), text + "till-7,SN7,,\n").unwrap();
+    let run = create("bad.csv");
+    assert_eq!(run.code, 2, "{}", run.err);
+    assert!(
+        run.err
+            .contains("line 102, field `name`: `till-7` is in line 8 already"),
+        "{}",
+        run.err
+    );
+    assert!(!dir.path().join("hundred").exists());
+    let run = create("boxes.csv");
+    assert_eq!(run.code, 0, "{}", run.err);
+    let view = done(dir.path(), &["inspect", "hundred", "-o", "json"]).json();
+    assert_eq!(view["nodes"].as_array().unwrap().len(), 100);
+    assert_eq!(view["nodes"][99]["name"], "till-100");
+    assert_eq!(view["nodes"][99]["network"]["addresses"][0], "10.0.0.100/24");
+}
+
+#[test]
 fn no_secret_is_shown() {
     let dir = bench();
     let text = fs::read(dir.path().join("pack/joinpack.json")).unwrap();
