@@ -87,9 +87,34 @@ pub(crate) fn is_shareable(ip: IpAddr, with: IpAddr) -> bool {
     !link_local && (!ip.is_loopback() || with.is_loopback())
 }
 
+/// Whether a machine that listens at this TCP address may reach others by it: not loopback, and not link-local, which a pod's
+/// network has too. TCP stands for both transports, so that each address counts once.
+pub(crate) fn is_way_out(address: &Multiaddr) -> bool {
+    let target = Target::from_multiaddr(address).filter(|target| target.via == Via::Tcp);
+    target.is_some_and(|target| match target.socket.ip() {
+        IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
+        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_an_address_that_others_can_be_reached_from_is_a_way_out() {
+        for (text, expected) in [
+            ("/ip4/10.0.0.1/tcp/7400", true),
+            ("/ip4/10.0.0.1/udp/7400/quic-v1", false),
+            ("/ip4/127.0.0.1/tcp/7400", false),
+            ("/ip4/169.254.64.1/tcp/7400", false),
+            ("/ip6/fd00::1/tcp/7400", true),
+            ("/ip6/fe80::1/tcp/7400", false),
+            ("/ip6/::1/tcp/7400", false),
+        ] {
+            assert_eq!(is_way_out(&text.parse().unwrap()), expected, "{text}");
+        }
+    }
 
     #[test]
     fn addresses_are_read_in_both_forms() {

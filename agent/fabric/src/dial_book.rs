@@ -121,6 +121,16 @@ impl DialBook {
         }
     }
 
+    /// This machine has an address that it had not before: what could not be reached is tried at once, as if for the first
+    /// time, and no report of a dial before that is expected any more.
+    pub(crate) fn start_over(&mut self, now: Instant) {
+        // An address of a connected peer, or of this machine itself, has no failure and rests on.
+        let unreached = |entry: &&mut Entry| entry.dialling || entry.failures > 0;
+        for entry in self.entries.values_mut().filter(unreached) {
+            (entry.failures, entry.attempts, entry.dialling, entry.next) = (0, 0, false, now);
+        }
+    }
+
     /// The connection to `peer` is gone: its addresses are tried again, at once but not at the same moment.
     pub(crate) fn lost(&mut self, peer: &PeerId, now: Instant, jitter: f64) {
         for entry in self
@@ -205,6 +215,31 @@ mod tests {
         assert_eq!(book.next_due(|other| *other == peer), None);
         book.lost(&peer, now + MAX_PAUSE, 0.0);
         assert_eq!(book.start_due(now + 2 * MAX_PAUSE, |_| false).len(), 1);
+    }
+
+    #[test]
+    fn a_new_address_of_this_machine_ends_all_pauses_and_what_hangs() {
+        let mut book = DialBook::default();
+        let now = Instant::now();
+        let (refused, hanging, connected, own) = (target(1), target(2), target(3), target(4));
+        for target in [refused, hanging, connected, own] {
+            book.add(target, true, now);
+        }
+        assert_eq!(book.start_due(now, |_| false).len(), 4);
+        let peer = PeerId::random();
+        for _ in 0..10 {
+            book.failed(&refused, now, 0.0);
+        }
+        book.answered(&connected, peer, now);
+        book.is_own(&own, now);
+        let is_peer = |other: &PeerId| *other == peer;
+        assert_eq!(book.start_due(now + FIRST_PAUSE, is_peer), vec![]);
+        book.start_over(now + FIRST_PAUSE);
+        let mut due = book.start_due(now + FIRST_PAUSE, is_peer);
+        due.sort_by_key(|(target, _)| target.socket);
+        assert_eq!(due, vec![(refused, 0), (hanging, 0)]);
+        book.failed(&refused, now + FIRST_PAUSE, 0.0);
+        assert_eq!(book.next_due(is_peer), Some(now + 2 * FIRST_PAUSE));
     }
 
     #[test]

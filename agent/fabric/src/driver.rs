@@ -6,7 +6,7 @@
 use crate::{
     FabricConfig, FabricError, FabricEvent, FabricStream, MAX_CONNECTIONS, MAX_PENDING, PEER_QUEUE,
     PEER_QUEUE_BYTES, SILENCE,
-    address::{Target, is_shareable, quic_address, tcp_address},
+    address::{Target, is_shareable, is_way_out, quic_address, tcp_address},
     claims::Claims,
     dial_book::DialBook,
     frame::{Frame, LaneError, MAX_ADDRESSES},
@@ -333,6 +333,10 @@ impl Driver {
     fn on_swarm(&mut self, event: SwarmEvent<NetEvent>) {
         match event {
             SwarmEvent::NewListenAddr { address, .. } => {
+                if is_way_out(&address) {
+                    self.book.start_over(Instant::now());
+                    self.dials.clear();
+                }
                 self.pending.push_back(FabricEvent::Listening {
                     address: address.to_string(),
                 });
