@@ -306,6 +306,7 @@ impl Init {
         let mut commands = self.take(now_ms, event);
         commands.extend(self.settle(now_ms));
         commands.extend(self.begin_rest(now_ms));
+        commands.extend(self.software_watchdog(now_ms));
         commands.extend(
             self.services
                 .iter_mut()
@@ -358,7 +359,7 @@ impl Init {
                 self.unless_going_down(commands)
             }
             Event::Scanned(devices) => self.scanned(devices),
-            Event::JobEnded(job, outcome) => self.job_ended(job, outcome),
+            Event::JobEnded(job, outcome) => self.job_ended(now_ms, job, outcome),
             Event::Started(name) => self
                 .service(name)
                 .and_then(|s| s.started(now_ms))
@@ -411,13 +412,13 @@ impl Init {
             }
             Event::WatchdogRefused => {
                 self.watchdog.refused();
-                self.software_watchdog()
+                Vec::new()
             }
         }
     }
 
-    fn software_watchdog(&mut self) -> Vec<Command> {
-        if self.shutdown.is_none() && self.watchdog.wants_software() {
+    fn software_watchdog(&mut self, now_ms: u64) -> Vec<Command> {
+        if self.shutdown.is_none() && self.watchdog.wants_software(now_ms) {
             self.wish(DISKS, SOFTWARE.to_owned())
         } else {
             Vec::new()
@@ -604,7 +605,7 @@ impl Init {
         vec![Command::Run(Job::LoadModules(batch))]
     }
 
-    fn job_ended(&mut self, job: Job, outcome: Outcome) -> Vec<Command> {
+    fn job_ended(&mut self, now_ms: u64, job: Job, outcome: Outcome) -> Vec<Command> {
         let commands = match job {
             Job::ColdPlugDisks => {
                 self.cold_plug.disks = false;
@@ -623,8 +624,8 @@ impl Init {
             }
             Job::ColdPlugRest => {
                 self.crash.drivers_loaded = true;
-                self.watchdog.drivers_loaded();
-                self.software_watchdog()
+                self.watchdog.drivers_loaded(now_ms);
+                Vec::new()
             }
             Job::LoadModules(batch) => {
                 self.loaders = self.loaders.saturating_sub(1);

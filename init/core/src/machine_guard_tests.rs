@@ -1,6 +1,7 @@
 //! Claims about who asks the machine for something and who watches it: the control service, the watchdog, the last fault.
 
 use super::*;
+use crate::watchdog::SOFTWARE_AFTER_MS;
 
 /// All is up, and somebody has connected to the control service.
 fn controlled() -> Init {
@@ -167,11 +168,15 @@ fn machine_starts_again_in_order_when_the_agent_does_not_come_back() {
 #[test]
 fn machine_without_a_watchdog_chip_gets_the_kernels_timer_when_all_drivers_are_loaded() {
     let mut init = running();
-    let commands = init.step(20, Event::JobEnded(Job::ColdPlugRest, Outcome::Done));
+    init.step(20, Event::JobEnded(Job::ColdPlugRest, Outcome::Done));
     let softdog = Job::LoadModules(vec!["softdog".into()]);
+    let early = init.step(19 + SOFTWARE_AFTER_MS, Event::Tick);
+    assert!(!early.contains(&Command::Run(softdog.clone())), "{early:?}");
+    let commands = init.step(20 + SOFTWARE_AFTER_MS, Event::Tick);
     assert!(commands.contains(&Command::Run(softdog)), "{commands:?}");
     let mut init = watched();
-    let commands = init.step(20, Event::JobEnded(Job::ColdPlugRest, Outcome::Done));
+    init.step(20, Event::JobEnded(Job::ColdPlugRest, Outcome::Done));
+    let commands = init.step(20 + SOFTWARE_AFTER_MS, Event::Tick);
     assert!(
         !commands
             .iter()

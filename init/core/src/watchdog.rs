@@ -1,8 +1,8 @@
 //! When the machine's watchdog is given a sign of life. Pure; holds no device.
 //!
 //! The device starts the machine again when it hears nothing for [`TIMEOUT_S`]. The first one that opens is held for
-//! good: a chip of the board where there is one, and otherwise, once all drivers are loaded, the kernel's own timer
-//! ([`SOFTWARE`]), which needs a kernel that still counts.
+//! good: a chip of the board where there is one, and otherwise, [`SOFTWARE_AFTER_MS`] after all drivers were loaded, the
+//! kernel's own timer ([`SOFTWARE`]), which needs a kernel that still counts.
 //!
 //! Invariants (tested here and in `machine_tests`): a sign of life is given only by the event loop, only while every vital
 //! service is well or within its grace, and, from the request for a shutdown on, never again: a way down that hangs
@@ -16,6 +16,9 @@ use crate::machine::Command;
 pub const TIMEOUT_S: u32 = 60;
 /// The module of the kernel's own timer.
 pub const SOFTWARE: &str = "softdog";
+/// How long a chip may take to appear after the drivers of all devices were loaded, in milliseconds: a driver of a bus may
+/// have announced it only then.
+pub(crate) const SOFTWARE_AFTER_MS: u64 = 10_000;
 /// Signs of life are at most so far apart, in milliseconds, and at most a quarter of the device's time.
 const INTERVAL_MOST_MS: u64 = 15_000;
 /// A device that wants them faster gets them no faster than this, in milliseconds.
@@ -29,8 +32,8 @@ pub(crate) struct Watchdog {
     tried: BTreeSet<String>,
     opening: bool,
     held: Option<Held>,
-    /// All drivers that the devices ask for are loaded.
-    drivers_loaded: bool,
+    /// When the kernel's own timer is asked for; none before all drivers that the devices ask for are loaded.
+    software_at_ms: Option<u64>,
     software_asked: bool,
 }
 
@@ -70,13 +73,14 @@ impl Watchdog {
     }
 
     /// The drivers of all devices were loaded.
-    pub(crate) fn drivers_loaded(&mut self) {
-        self.drivers_loaded = true;
+    pub(crate) fn drivers_loaded(&mut self, now_ms: u64) {
+        self.software_at_ms = Some(now_ms.saturating_add(SOFTWARE_AFTER_MS));
     }
 
     /// `true`, once: there is no device, so the kernel's own timer is wanted.
-    pub(crate) fn wants_software(&mut self) -> bool {
-        let wanted = self.drivers_loaded && self.held.is_none() && !self.opening && !self.software_asked;
+    pub(crate) fn wants_software(&mut self, now_ms: u64) -> bool {
+        let due = self.software_at_ms.is_some_and(|at_ms| at_ms <= now_ms);
+        let wanted = due && self.held.is_none() && !self.opening && !self.software_asked;
         self.software_asked |= wanted;
         wanted
     }
@@ -93,9 +97,12 @@ impl Watchdog {
         self.held.map(|_| Command::PetWatchdog)
     }
 
-    /// When [`Self::pet`] has something to do.
+    /// When [`Self::pet`] or [`Self::wants_software`] has something to do.
     pub(crate) fn deadline_ms(&self) -> Option<u64> {
-        self.held.map(|held| held.next_ms)
+        let software = self
+            .software_at_ms
+            .filter(|_| !self.software_asked && !self.opening);
+        self.held.map(|held| held.next_ms).or(software)
     }
 }
 
@@ -111,20 +118,25 @@ mod tests {
         assert_eq!(dog.appeared("watchdog0"), open("watchdog0"));
         assert_eq!(dog.appeared("watchdog1"), None, "one at a time");
         dog.opened(0, 60_000);
-        dog.drivers_loaded();
-        assert!(!dog.wants_software());
+        dog.drivers_loaded(0);
+        assert!(!dog.wants_software(SOFTWARE_AFTER_MS));
         assert_eq!(dog.appeared("watchdog2"), None);
     }
 
     #[test]
     fn kernels_timer_is_asked_for_once_when_no_device_opens() {
         let mut dog = Watchdog::default();
-        assert!(!dog.wants_software(), "drivers may still come");
+        assert!(!dog.wants_software(u64::MAX), "drivers may still come");
         assert!(dog.appeared("watchdog0").is_some());
-        dog.drivers_loaded();
-        assert!(!dog.wants_software(), "it is being opened");
+        dog.drivers_loaded(5);
+        let due = 5 + SOFTWARE_AFTER_MS;
+        assert!(!dog.wants_software(due), "it is being opened");
+        assert_eq!(dog.deadline_ms(), None);
         dog.refused();
-        assert!(dog.wants_software() && !dog.wants_software());
+        assert_eq!(dog.deadline_ms(), Some(due));
+        assert!(!dog.wants_software(due - 1), "a chip may still appear");
+        assert!(dog.wants_software(due) && !dog.wants_software(due));
+        assert_eq!(dog.deadline_ms(), None);
         assert_eq!(dog.appeared("watchdog0"), None, "it refused");
         assert!(dog.appeared("watchdog1").is_some());
     }
