@@ -1,10 +1,12 @@
 //! A fabric and its packs for this crate's tests: one key has every role.
 #![allow(clippy::unwrap_used)]
 
+use crate::clock::Floor;
+use crate::join::Applicant;
 use beemesh_ids::{Digest, PeerId};
 use beemesh_joinpack_format::{
-    Admission, Envelope, Manifest, NodeEntry, Pack, PackVoucher, Revocations, Role, RoleSpec, Root,
-    RootChain, SecretKey, StatePolicy, Timestamp, Verified, Voucher,
+    Admission, Assurance, Envelope, Machine, Manifest, NodeEntry, Pack, PackVoucher, Revocations, Role,
+    RoleSpec, Root, RootChain, SecretKey, StatePolicy, Timestamp, Verified, Voucher,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -35,6 +37,19 @@ pub fn in_small_volume(bytes: u64, work: impl FnOnce(&Path) + Send) {
             std::panic::resume_unwind(panic);
         }
     });
+}
+
+/// A box without a TPM at [`NOW`] that is no member yet.
+pub fn applicant<'a>(peer: &'a PeerId, machine: &'a Machine) -> Applicant<'a> {
+    Applicant {
+        peer,
+        assurance: Assurance::Low,
+        machine,
+        floor: Floor(NOW),
+        system: NOW,
+        joined: None,
+        spent: &[],
+    }
 }
 
 pub const NOW: Timestamp = Timestamp(1_767_323_045);

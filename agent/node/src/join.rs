@@ -245,7 +245,7 @@ pub fn gives_way(own: &Member, rival: &Member, told_by: &PeerId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture::{NOW, pack, peer};
+    use crate::fixture::{NOW, applicant, pack, peer};
     use beemesh_ids::FabricId;
 
     /// What a box becomes by a pack, and how many vouchers it could go on to; or the word of the refusal.
@@ -262,13 +262,8 @@ mod tests {
                 .collect::<Vec<NodeName>>(),
         );
         let applicant = Applicant {
-            peer: &peer,
-            assurance: Assurance::Low,
-            machine: &machine,
-            floor: Floor(NOW),
-            system: NOW,
-            joined: None,
             spent: &spent,
+            ..applicant(&peer, &machine)
         };
         let offer = choose(pack, &applicant).map_err(|error| error.code())?;
         let plan = plan(
@@ -363,13 +358,8 @@ mod tests {
         let joined = join(&open, 1, OTHER, &[]).unwrap();
         let machine = Machine::default();
         let applicant = Applicant {
-            peer: &joined.member.peer_id,
-            assurance: Assurance::Low,
-            machine: &machine,
-            floor: Floor(NOW),
-            system: NOW,
             joined: Some(&joined),
-            spent: &[],
+            ..applicant(&joined.member.peer_id, &machine)
         };
         let plan = plan(&pack(0, 0, &[1]), &applicant, None).unwrap();
         assert!(plan.already_member);

@@ -6,7 +6,9 @@
 //! for the records of up to [`BATCH`] events. A disk that takes no records ends the part in the fabric, not the answers to
 //! operators: they see the log, and what was known last.
 
+mod answers;
 mod idle;
+mod pods;
 mod revocation;
 
 use crate::clock;
@@ -18,30 +20,27 @@ use crate::member_clocks;
 use crate::network;
 use crate::petitions::{Door, Petitions};
 use crate::query::{Query, Site};
-use crate::rest::{self, Access, Refused};
+use crate::rest::{self, Access};
 use crate::start::Options;
 use crate::sticks::News;
 use crate::store::Store;
 use crate::supervisor::{self, Pulse, Supervisor};
 use crate::trust::Trust;
 use anyhow::{Context as _, Result};
-use beemesh_agent_api::record::CHANGE_PAYLOAD_TYPE;
 use beemesh_agent_api::view::Assurance;
-use beemesh_agent_api::{Change, WorkloadSpec};
 use beemesh_agent_fabric::{Fabric, FabricConfig, FabricEvent};
 use beemesh_agent_identity::{MembershipAdmission, SharedRoots, server_config};
-use beemesh_agent_runtime::{OpenError, PodEvent, PodRequest, PodStatus, Runtime};
+use beemesh_agent_runtime::{OpenError, Runtime};
 use beemesh_agent_sched::{
-    Cell, CellConfig, Command, Event, MemberInfo, Millis, Persisted, PodReport, Record, RecoveredPod, Tuning,
+    Cell, CellConfig, Command, Event, MemberInfo, Millis, Persisted, Record, RecoveredPod, Tuning,
 };
 use beemesh_ids::PeerId;
 use beemesh_init_api::path;
-use beemesh_joinpack_format::{Assurance as Proven, Envelope, Member, Membership, Role, limits};
-use hyper::StatusCode;
+use beemesh_joinpack_format::{Assurance as Proven, Member, Membership};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 /// Documents of the pods of this boot.
 const PODS: &str = "/run/beemesh/pods";
@@ -490,105 +489,6 @@ impl Driver {
         }
     }
 
-    fn start_pod(&mut self, pod: RecoveredPod, spec: WorkloadSpec, accepted_at: Millis) {
-        if let Err(error) = self.ledger.remember_pod(&pod) {
-            // It runs all the same; an agent that is restarted will not know it and stop it.
-            tracing::error!(
-                pod = pod.pod_id,
-                error = crate::words(&error),
-                "a pod is not remembered"
-            );
-        }
-        let request = PodRequest {
-            pod_id: pod.pod_id.clone(),
-            namespace: spec.id.namespace.clone(),
-            workload: spec.id.name.clone(),
-            ordinal: pod.ordinal,
-            name: spec.id.pod_name(pod.ordinal),
-            spec: spec.pod,
-        };
-        self.waited
-            .insert(pod.pod_id.clone(), self.now().since(accepted_at));
-        let (runtime, results, journal) = (
-            Arc::clone(&self.part.runtime),
-            self.results.clone(),
-            self.part.journal.clone(),
-        );
-        tokio::spawn(async move {
-            let name = request.name.clone();
-            if let Err(error) = runtime.start(request).await {
-                journal.emit("PodFailed", &format!("pod/{name}"), &crate::words(&error));
-                let _ = results.send(Event::PodGone { pod_id: pod.pod_id }).await;
-            }
-        });
-    }
-
-    fn stop_pod(&self, pod_id: String, grace_seconds: u32) {
-        let (runtime, results) = (Arc::clone(&self.part.runtime), self.results.clone());
-        tokio::spawn(async move {
-            if let Err(error) = runtime.stop(&pod_id, Some(grace_seconds)).await {
-                tracing::warn!(%pod_id, error = crate::words(&error), "failed to stop a pod");
-            }
-            let _ = results.send(Event::PodGone { pod_id }).await;
-        });
-    }
-
-    /// Takes up the pods of an earlier run of the agent; what nobody remembers is stopped.
-    async fn recover(&mut self) {
-        let recovery = self.part.runtime.recover().await;
-        for error in &recovery.errors {
-            self.part.journal.emit("PodNotRecovered", "node/self", error);
-        }
-        let (pods, unknown) = self.ledger.recall(&recovery.restored);
-        for pod_id in unknown {
-            self.stop_pod(pod_id, 0);
-        }
-        self.step(Event::Recovered { pods });
-        self.flush();
-        self.look_at_all_pods().await;
-    }
-
-    async fn look_at_all_pods(&mut self) {
-        for status in self.part.runtime.pods().await {
-            self.pod_changed(status);
-        }
-    }
-
-    async fn pod(&mut self, event: Result<PodEvent, broadcast::error::RecvError>) {
-        match event {
-            Ok(PodEvent::Changed(status)) => self.pod_changed(*status),
-            Ok(PodEvent::Removed { pod_id }) => self.pod_gone(pod_id),
-            Err(broadcast::error::RecvError::Lagged(_)) => self.look_at_all_pods().await,
-            Err(broadcast::error::RecvError::Closed) => {
-                tracing::error!("the runtime sends no events any more")
-            }
-        }
-    }
-
-    fn pod_changed(&mut self, status: PodStatus) {
-        let pod_id = status.request.pod_id.clone();
-        let waited = self.waited.get(&pod_id).copied();
-        let state = PodReport {
-            phase: status.state.phase,
-            ready: status.is_ready(),
-            ip: status.ip.map(|ip| ip.to_string()),
-            ports: status.ports,
-            start_ms: status
-                .start_ms
-                .zip(waited)
-                .map(|(start, waited)| start.saturating_add(waited)),
-            containers: status.state.containers,
-            reason: status.reason,
-        };
-        self.step(Event::Pod { pod_id, state });
-    }
-
-    fn pod_gone(&mut self, pod_id: String) {
-        self.ledger.forget_pod(&pod_id);
-        self.waited.remove(&pod_id);
-        self.step(Event::PodGone { pod_id });
-    }
-
     fn network(&mut self, event: FabricEvent) {
         match event {
             FabricEvent::Listening { address } => tracing::info!(address, "listening"),
@@ -655,86 +555,6 @@ impl Driver {
             .journal
             .announce("Joined", &format!("node/{}", member.name), &message);
         self.part.up.send_replace(true);
-    }
-
-    fn answer(&mut self, question: Query) {
-        match question {
-            Query::Nodes(reply) => drop(reply.send(self.cell.nodes())),
-            Query::Pods(reply) => drop(reply.send(self.cell.pods())),
-            Query::Revocations(reply) => drop(reply.send(self.part.trust.view(&self.joined.roots))),
-            Query::Revoke { envelope, reply } => {
-                let _ = reply.send(self.take_revocations(&envelope));
-            }
-            Query::Petitions(reply) => drop(reply.send(self.petitions.view())),
-            Query::Decide { envelope, reply } => {
-                let _ = reply.send(self.decide(&envelope));
-            }
-            Query::Change { envelope, reply } => {
-                let _ = reply.send(self.take_change(envelope));
-            }
-        }
-    }
-
-    fn decide(&self, envelope: &[u8]) -> Result<(), Refused> {
-        // Judged without the keys that are revoked themselves.
-        let roots = self.part.trust.without_revoked(&self.joined.roots);
-        self.petitions.decide(envelope, &roots, |name, peer| {
-            let mut members = self.cell.members();
-            members.any(|(known, member)| member.name == *name && known != peer)
-        })
-    }
-
-    fn take_change(&mut self, envelope: Vec<u8>) -> Result<(), Refused> {
-        let change = self
-            .verify_change(&envelope)
-            .map_err(|error| Refused::new(StatusCode::FORBIDDEN, error))?;
-        let checked = self.cell.check_change(&change, &envelope);
-        checked.map_err(|error| Refused::new(StatusCode::BAD_REQUEST, crate::words(&error)))?;
-        let known = self
-            .cell
-            .changes()
-            .map(|(known, _)| known)
-            .find(|known| known.workload == change.workload);
-        if known.is_some_and(|known| known.id > change.id) {
-            let error = format!(
-                "a newer change to `{}` is known: is this machine's clock behind?",
-                change.workload
-            );
-            return Err(Refused::new(StatusCode::CONFLICT, error));
-        }
-        if change.spec.is_none() && known.is_none_or(|known| known.spec.is_none()) {
-            let error = format!("there is no `{}`: see `bmctl pods`", change.workload);
-            return Err(Refused::new(StatusCode::NOT_FOUND, error));
-        }
-        self.step(Event::Change { change, envelope });
-        // The operator hears "accepted" when it is on disk.
-        self.flush();
-        match self.failed {
-            Some(_) => Err(Self::no_records()),
-            None => Ok(()),
-        }
-    }
-
-    /// The change in an envelope that an operator of this fabric signed.
-    fn verify_change(&self, envelope: &[u8]) -> Result<Change, String> {
-        let roots = self.roots.read().unwrap_or_else(PoisonError::into_inner);
-        let envelope =
-            Envelope::parse(envelope, limits::MANIFEST_LIMIT).map_err(|refusal| refusal.to_string())?;
-        let payload = envelope
-            .verify(CHANGE_PAYLOAD_TYPE, &roots.role(Role::Operator))
-            .map_err(|refusal| refusal.to_string())?;
-        let change: Change =
-            serde_json::from_slice(&payload).map_err(|error| format!("the change is malformed: {error}"))?;
-        if change.fabric != *roots.fabric_id() {
-            return Err(format!(
-                "the change is meant for fabric {}",
-                change.fabric.short()
-            ));
-        }
-        self.part
-            .floors
-            .raise_by_record(&change.id, self.joined.document.floor);
-        Ok(change)
     }
 
     fn news(&mut self, news: News) {

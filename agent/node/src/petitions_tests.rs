@@ -1,9 +1,7 @@
 //! Two boxes over loopback: one asks, an operator decides on the other, and what nobody signed lets nobody in.
 
 use super::*;
-use crate::clock::Floor;
-use crate::fixture::{NOW, asking, key, operator, roots, voucher};
-use crate::join::Applicant;
+use crate::fixture::{NOW, applicant, asking, key, operator, roots, voucher};
 use crate::waiting::{End, Wish, wait};
 use beemesh_agent_fabric::{Fabric, FabricConfig, FabricEvent};
 use beemesh_joinpack_format::{ApprovalCode, Machine, Member, Membership, SecretKey};
@@ -74,16 +72,7 @@ fn founder() -> Node {
 fn wish(n: u8, peers: Vec<String>) -> Wish {
     let machine = Machine::default();
     let peer = peer(n);
-    let applicant = Applicant {
-        peer: &peer,
-        assurance: Assurance::Low,
-        machine: &machine,
-        floor: Floor(NOW),
-        system: NOW,
-        joined: None,
-        spent: &[],
-    };
-    Wish::new(&asking(peers), &applicant)
+    Wish::new(&asking(peers), &applicant(&peer, &machine))
 }
 
 /// What an operator signs for the key of box `n`.

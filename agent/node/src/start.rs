@@ -231,11 +231,11 @@ fn recall(store: &Store, key: &identity::NodeKey, journal: &Journal) -> Result<O
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture::{NOW, in_small_volume, pack};
-    use crate::join::{Applicant, choose, plan};
+    use crate::fixture::{applicant, in_small_volume, pack};
+    use crate::join::{choose, plan};
     use crate::ledger::Ledger;
     use beemesh_agent_sched::Record;
-    use beemesh_joinpack_format::{Assurance, Machine};
+    use beemesh_joinpack_format::Machine;
     use nix::mount::{MsFlags, mount};
     use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -263,18 +263,11 @@ mod tests {
             .await
             .unwrap();
         let (pack, peer, machine) = (pack(1, 0, &[]), key.peer_id(), Machine::default());
-        let applicant = Applicant {
-            peer: &peer,
-            assurance: Assurance::Low,
-            machine: &machine,
-            floor: Floor(NOW),
-            system: NOW,
-            joined: None,
-            spent: &[],
-        };
-        let offer = choose(&pack, &applicant).unwrap();
+        let offer = choose(&pack, &applicant(&peer, &machine)).unwrap();
         let offer = (offer, offer.one_time_key.as_ref().unwrap());
-        let document = plan(&pack, &applicant, Some(offer)).unwrap().document;
+        let document = plan(&pack, &applicant(&peer, &machine), Some(offer))
+            .unwrap()
+            .document;
         store.save(DOCUMENT, &document).unwrap();
         let (_, unwritable) = open_runtime(options).await.unwrap();
         assert!(unwritable.is_none());

@@ -284,7 +284,7 @@ fn net() -> ServiceSpec {
     }
 }
 
-/// Mounts the state volume for everyone (below `/var`); cryptsetup makes nodes in `/dev`, locks keys in memory and
+/// Mounts the state volume for everyone (below `/var`); libcryptsetup makes nodes in `/dev`, locks keys in memory and
 /// hands them to the kernel by its keyring. Where there is no disk it fills RAM, hence the share.
 fn unlock() -> ServiceSpec {
     ServiceSpec {
