@@ -16,8 +16,9 @@ use crate::stick::Sticks;
 use crate::uevent::{Action, Uevent};
 use crate::watchdog::{SOFTWARE, Watchdog};
 
-/// Nobody waits longer than this for the drivers of the disks that were there at boot, in milliseconds.
-pub const COLD_PLUG_LIMIT_MS: u64 = 15_000;
+/// Nobody waits longer than this for the drivers of the disks that were there at boot, in milliseconds. A machine that goes on
+/// without its disk comes up as a stranger, so a slow one gets its time: a bad SATA link alone is tried for 30 s.
+pub const COLD_PLUG_LIMIT_MS: u64 = 60_000;
 /// The drivers that nobody waits for follow when the services have been ready for this long, in milliseconds: the
 /// agent is joining its fabric then.
 pub const REST_AFTER_MS: u64 = 2_000;

@@ -363,7 +363,7 @@ fn unlock_that_hangs_is_killed() {
     let (mut init, _) = booted();
     init.step(1, Event::JobEnded(Job::ColdPlugDisks, Outcome::Done));
     init.step(2, Event::Started("unlock"));
-    let commands = init.step(2 + 60_000, Event::Tick);
+    let commands = init.step(2 + 150_000, Event::Tick);
     assert_eq!(commands, [Command::Kill("unlock")]);
 }
 
@@ -633,7 +633,7 @@ fn opened(fired: bool) -> Event {
     }
 }
 
-const VITAL_MS: u64 = 600_000;
+const VITAL_MS: u64 = 900_000;
 
 #[path = "machine_guard_tests.rs"]
 mod guard;

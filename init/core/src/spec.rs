@@ -285,9 +285,11 @@ fn net() -> ServiceSpec {
 }
 
 /// Mounts the state volume for everyone (below `/var`); libcryptsetup makes nodes in `/dev`, locks keys in memory and
-/// hands them to the kernel by its keyring. Where there is no disk it fills RAM, hence the share.
+/// hands them to the kernel by its keyring. Where there is no disk it fills RAM, hence the share. Its time holds its wait for
+/// the disks.
 fn unlock() -> ServiceSpec {
     ServiceSpec {
+        start_limit_ms: 150_000,
         limits: Limits {
             memory_max: Share::Percent(60),
             memory_high: None,
@@ -324,9 +326,9 @@ fn unlock() -> ServiceSpec {
 fn agent() -> ServiceSpec {
     ServiceSpec {
         readiness: Readiness::Notified,
-        start_limit_ms: 240_000,
+        start_limit_ms: 330_000,
         watchdog_ms: Some(30_000),
-        vital_ms: Some(600_000),
+        vital_ms: Some(900_000),
         grace_ms: 8_000,
         stored_limit: 8,
         limits: Limits {

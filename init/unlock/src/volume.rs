@@ -14,8 +14,11 @@ use crate::filesystem::{self, FilesystemError};
 use crate::luks::{self, LuksError, NewKey};
 use crate::signature::Signature;
 
-/// How long disks (and a TPM that the firmware announces) may take to appear, if nobody says that all are there.
-const WAIT: Duration = Duration::from_secs(20);
+/// How long disks (and a TPM that the firmware announces) may take to appear, if nobody says that all drivers are there: more
+/// than PID 1 waits for them (`COLD_PLUG_LIMIT_MS` in `init/core`).
+const WAIT: Duration = Duration::from_secs(90);
+/// How long a TPM that the firmware announces may take once all drivers are there.
+const TPM_WAIT: Duration = Duration::from_secs(20);
 /// A blank disk is made ours, or the search given up, only when the drivers of the controllers are there and no
 /// further built-in disk has appeared for this long: it may carry our volume. Loading the driver of a SATA, SAS, NVMe
 /// or virtio controller ends when its disks are there (linux `do_init_module` waits for what probes started).
@@ -156,7 +159,13 @@ fn quiet_time(mmc_hosts: &Path) -> Duration {
 /// The firmware says by an ACPI table that there is a TPM; its driver may still be at work.
 fn wait_for_tpm(until: Instant) {
     let announced = Path::new("/sys/firmware/acpi/tables/TPM2").exists();
+    let mut until = until;
+    let mut all_drivers = false;
     while announced && Instant::now() < until && !Path::new(beemesh_firmware_tpm::DEVICE).exists() {
+        if !all_drivers && Path::new(path::SETTLED).exists() {
+            all_drivers = true;
+            until = until.min(Instant::now() + TPM_WAIT);
+        }
         std::thread::sleep(PAUSE);
     }
 }
