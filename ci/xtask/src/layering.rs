@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const HEIGHT: &[(&str, u8)] = &[
     ("beemesh-ids", 0),
     ("beemesh-firmware-uki", 1),
+    ("beemesh-firmware-measure", 1),
     ("beemesh-init-core", 1),
     ("beemesh-init-api", 1),
     ("beemesh-init-log", 1),
@@ -44,6 +45,7 @@ const HEIGHT: &[(&str, u8)] = &[
 const PURE: &[&str] = &[
     "beemesh-ids",
     "beemesh-firmware-uki",
+    "beemesh-firmware-measure",
     "beemesh-init-core",
     "beemesh-init-api",
     "beemesh-init-log",

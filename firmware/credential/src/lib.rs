@@ -1,6 +1,7 @@
 //! `TPM2_MakeCredential` in software: encrypts a secret so that the TPM with one endorsement key gives it out, and no other
 //! (TPM 2.0 Library, part 1, "Credential Protection"; part 3, "TPM2_MakeCredential").
 //!
+//! A credential is bound to an object: to one that every TPM can load, or to a key that is in that TPM alone.
 //! Talks to no TPM: `firmware/tpm` activates what is made here. Knows one kind of key, the ECC P-256 endorsement key of
 //! the TCG EK Credential Profile (template L-2), which every TPM 2.0 with P-256 makes from its seed.
 //! Invariant: the ephemeral key and everything derived from it live for one call.
@@ -44,11 +45,20 @@ pub enum CredentialError {
     Point,
 }
 
-/// Encrypts `secret` to the TPM with the endorsement key `ek`.
+/// Encrypts `secret` to the TPM with the endorsement key `ek`, whatever it holds ([`bound_object`]).
 ///
 /// # Errors
 /// A secret of another length, a key that is no point, no randomness.
 pub fn make(ek: &EndorsementKey, secret: &[u8]) -> Result<Credential, CredentialError> {
+    make_for(ek, &bound_object().name, secret)
+}
+
+/// Encrypts `secret` to the TPM with the endorsement key `ek`, which gives it out only where the object `name` (a TPM name:
+/// algorithm and digest) is loaded in it, too. Whoever knows the secret then proves that both are in one TPM.
+///
+/// # Errors
+/// As [`make`].
+pub fn make_for(ek: &EndorsementKey, name: &[u8], secret: &[u8]) -> Result<Credential, CredentialError> {
     if secret.is_empty() || secret.len() > MAX_SECRET {
         return Err(CredentialError::Length(secret.len()));
     }
@@ -65,9 +75,8 @@ pub fn make(ek: &EndorsementKey, secret: &[u8]) -> Result<Credential, Credential
     let peer = agreement::UnparsedPublicKey::new(&agreement::ECDH_P256, ek.point());
     let seed = agreement::agree_ephemeral(ephemeral, &peer, |z| derive::kdfe(z, "IDENTITY", x, ek.x()))
         .map_err(|_| CredentialError::Point)?;
-    let name = bound_object().name;
-    let encrypted = derive::encrypt(&seed, &name, &sized(secret));
-    let integrity = derive::integrity(&seed, &encrypted, &name);
+    let encrypted = derive::encrypt(&seed, name, &sized(secret));
+    let integrity = derive::integrity(&seed, &encrypted, name);
     Ok(Credential {
         credential: [sized(&integrity), encrypted].concat(),
         secret: [sized(x), sized(y)].concat(),

@@ -7,7 +7,8 @@
 //! Does not survive a cleared TPM, by intention. Does not use RSA or persistent handles; reads NV for a certificate alone.
 
 use crate::{
-    Credential, Endorsement, Kind, Tpm, TpmError, Zeroizing, blob, blob::Blob, check_secret, endorsement,
+    AttestationKey, Attested, Credential, Endorsement, Kind, PcrSet, Tpm, TpmError, Zeroizing, attestation,
+    blob, blob::Blob, check_secret, endorsement,
 };
 use std::{path::Path, str::FromStr};
 use tss_esapi::{
@@ -141,7 +142,20 @@ impl Tpm for DeviceTpm {
     }
 
     fn activate(&self, credential: &Credential) -> Result<Zeroizing<Vec<u8>>, TpmError> {
-        endorsement::activate(&mut self.connect()?, credential)
+        endorsement::activate(&mut self.connect()?, credential, endorsement::load_bound_object)
+    }
+
+    fn attestation_key(&self) -> Result<AttestationKey, TpmError> {
+        attestation::create(&mut self.connect()?).map(|(_, key)| key)
+    }
+
+    fn attest(&self, nonce: &[u8], pcrs: PcrSet) -> Result<Attested, TpmError> {
+        attestation::attest(&mut self.connect()?, nonce, pcrs)
+    }
+
+    fn activate_for_attestation(&self, credential: &Credential) -> Result<Zeroizing<Vec<u8>>, TpmError> {
+        let key = |tpm: &mut Context| attestation::create(tpm).map(|(handle, _)| handle);
+        endorsement::activate(&mut self.connect()?, credential, key)
     }
 }
 

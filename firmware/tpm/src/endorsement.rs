@@ -34,14 +34,19 @@ pub(crate) fn read(tpm: &mut Context) -> Result<Endorsement, TpmError> {
     })
 }
 
-/// `TPM2_ActivateCredential`. The answer crosses the bus encrypted: the policy session is salted with the storage key.
-pub(crate) fn activate(tpm: &mut Context, credential: &Credential) -> Result<Zeroizing<Vec<u8>>, TpmError> {
+/// `TPM2_ActivateCredential` with the object that `load` puts into the TPM, usable with the empty password. The answer crosses
+/// the bus encrypted: the policy session is salted with the storage key.
+pub(crate) fn activate(
+    tpm: &mut Context,
+    credential: &Credential,
+    load: impl FnOnce(&mut Context) -> Result<KeyHandle, TpmError>,
+) -> Result<Zeroizing<Vec<u8>>, TpmError> {
     let fail = || command("ActivateCredential");
     let blob = IdObject::try_from(credential.credential.as_slice()).map_err(fail())?;
     let secret = EncryptedSecret::try_from(credential.secret.as_slice()).map_err(fail())?;
     let storage = create_storage_key(tpm)?;
     let (key, _) = create(tpm)?;
-    let object = load_bound_object(tpm)?;
+    let object = load(tpm)?;
     let session = start_session(tpm, Some(storage), SessionType::Policy)?;
     let policy = policy_session(session)?;
     tpm.execute_with_session(Some(AuthSession::Password), |tpm| {
@@ -86,7 +91,7 @@ fn create(tpm: &mut Context) -> Result<(KeyHandle, Public), TpmError> {
 }
 
 /// Part 1 of the specification binds a credential to an object in the TPM. This one is the same everywhere.
-fn load_bound_object(tpm: &mut Context) -> Result<KeyHandle, TpmError> {
+pub(crate) fn load_bound_object(tpm: &mut Context) -> Result<KeyHandle, TpmError> {
     let fail = |source: Error| TpmError::Command {
         command: "LoadExternal",
         source,

@@ -1,5 +1,5 @@
 //! Seals small secrets so that only this machine, in this firmware state, gets them back; shows the TPM's endorsement key,
-//! and opens what others encrypted to it.
+//! opens what others encrypted to it, and lets the TPM say what was booted.
 //!
 //! [`DeviceTpm`] binds a secret to a TPM 2.0 and to PCR 7 (Secure Boot state); [`SoftwareTpm`] stands in where there
 //! is no TPM and protects nothing; [`FakeTpm`] is for tests. Nothing here decides what a secret is for, stores a blob,
@@ -7,11 +7,14 @@
 //!
 //! Invariant: a blob that one of them made is either opened to the same bytes or refused with the reason.
 
+mod attestation;
 mod blob;
 mod device;
 mod endorsement;
 mod fake;
 mod software;
+#[cfg(feature = "swtpm")]
+pub mod swtpm;
 
 pub use device::DeviceTpm;
 pub use fake::FakeTpm;
@@ -19,6 +22,7 @@ pub use software::SoftwareTpm;
 pub use zeroize::Zeroizing;
 
 pub use beemesh_firmware_credential::{Credential, EndorsementKey, KeyError};
+pub use beemesh_firmware_measure::{AttestationKey, PcrSet, Quote};
 
 use std::{fmt, path::Path};
 
@@ -86,6 +90,43 @@ pub trait Tpm: Send + Sync {
         let _ = credential;
         Err(TpmError::NoEndorsement)
     }
+
+    /// The attestation key, made anew from the TPM's seed: the same each time, until somebody changes the seed.
+    ///
+    /// # Errors
+    /// [`TpmError::NoEndorsement`] where no TPM is.
+    fn attestation_key(&self) -> Result<AttestationKey, TpmError> {
+        Err(TpmError::NoEndorsement)
+    }
+
+    /// What the TPM says of the registers `pcrs` (SHA-256 bank), signed with the attestation key over `nonce` (at most 66
+    /// bytes).
+    ///
+    /// # Errors
+    /// [`TpmError::NoEndorsement`] where no TPM is.
+    fn attest(&self, nonce: &[u8], pcrs: PcrSet) -> Result<Attested, TpmError> {
+        let _ = (nonce, pcrs);
+        Err(TpmError::NoEndorsement)
+    }
+
+    /// The secret that [`beemesh_firmware_credential::make_for`] encrypted to this TPM and the name of its attestation key:
+    /// who has it holds both.
+    ///
+    /// # Errors
+    /// As [`Tpm::activate`]; [`TpmError::Foreign`] also for a credential of another key's name.
+    fn activate_for_attestation(&self, credential: &Credential) -> Result<Zeroizing<Vec<u8>>, TpmError> {
+        let _ = credential;
+        Err(TpmError::NoEndorsement)
+    }
+}
+
+/// What a TPM says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attested {
+    /// The key that signed.
+    pub key: AttestationKey,
+    /// What it signed.
+    pub quote: Quote,
 }
 
 /// A TPM's endorsement key and what its maker says about it.
@@ -139,6 +180,9 @@ pub enum TpmError {
     /// The TPM's endorsement key has another form than its template.
     #[error("the tpm made an endorsement key of another form")]
     Endorsement(#[source] KeyError),
+    /// The TPM's attestation key has another form than its template.
+    #[error("the tpm made an attestation key of another form")]
+    Attestation(#[source] beemesh_firmware_measure::KeyError),
     /// The TPM cannot be opened.
     #[error("failed to open the tpm at `{tcti}`")]
     Unavailable {

@@ -1,12 +1,10 @@
 //! One contract, run over the fake and over a real TPM 2.0 implementation (swtpm), with tpm2-tools as the oracle.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use beemesh_firmware_measure::{PcrSet, QuoteRefusal};
+use beemesh_firmware_tpm::swtpm::Swtpm;
 use beemesh_firmware_tpm::{DeviceTpm, FakeTpm, Kind, MAX_SECRET, SoftwareTpm, Tpm, TpmError};
-use std::{
-    net::TcpListener,
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::process::Command;
 
 /// A machine whose TPM the contract can mistreat.
 trait Machine {
@@ -44,7 +42,7 @@ impl Machine for FakeMachine {
 
 struct SwtpmMachine {
     state: tempfile::TempDir,
-    process: Child,
+    swtpm: Option<Swtpm>,
     tcti: String,
     tpm: DeviceTpm,
 }
@@ -52,26 +50,14 @@ struct SwtpmMachine {
 impl SwtpmMachine {
     fn new() -> Self {
         let state = tempfile::tempdir().unwrap();
-        let (process, tcti) = start_swtpm(&state);
-        let tpm = DeviceTpm::with_tcti(tcti.clone());
+        let swtpm = Swtpm::start(state.path());
+        let tcti = swtpm.tcti().to_owned();
         Self {
+            tpm: DeviceTpm::with_tcti(tcti.clone()),
             state,
-            process,
+            swtpm: Some(swtpm),
             tcti,
-            tpm,
         }
-    }
-
-    fn stop(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
-}
-
-impl Drop for SwtpmMachine {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 
@@ -80,55 +66,17 @@ impl Machine for SwtpmMachine {
         &self.tpm
     }
     fn reboot(&mut self) {
-        self.stop();
-        (self.process, self.tcti) = start_swtpm(&self.state);
+        // The old process ends before the new one takes its state.
+        self.swtpm = None;
+        let swtpm = Swtpm::start(self.state.path());
+        self.tcti = swtpm.tcti().to_owned();
+        self.swtpm = Some(swtpm);
         self.tpm = DeviceTpm::with_tcti(self.tcti.clone());
     }
     fn change_secure_boot(&mut self) {
         let extend = format!("7:sha256={}", "ab".repeat(32));
         tpm2_tool(&self.tcti, &["tpm2_pcrextend", &extend]);
     }
-}
-
-/// swtpm wants two neighbouring ports: one for commands, the next for control.
-fn start_swtpm(state: &tempfile::TempDir) -> (Child, String) {
-    for _ in 0..20 {
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        if port == u16::MAX || TcpListener::bind(("127.0.0.1", port + 1)).is_err() {
-            continue;
-        }
-        let mut process = Command::new("swtpm")
-            .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
-            .args(["--tpmstate", &format!("dir={}", state.path().display())])
-            .args(["--server", &format!("type=tcp,bindaddr=127.0.0.1,port={port}")])
-            .args([
-                "--ctrl",
-                &format!("type=tcp,bindaddr=127.0.0.1,port={}", port + 1),
-            ])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("these tests need `swtpm`: apt-get install swtpm tpm2-tools libtss2-tcti-swtpm0");
-        let tcti = format!("swtpm:host=127.0.0.1,port={port}");
-        let start = Instant::now();
-        while start.elapsed() < Duration::from_secs(10) {
-            if process.try_wait().unwrap().is_some() {
-                break; // somebody took the port in between
-            }
-            // Only the control port is probed: a probe of the other one would be a client.
-            if std::net::TcpStream::connect(("127.0.0.1", port + 1)).is_ok() {
-                return (process, tcti);
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        let _ = process.kill();
-        let _ = process.wait();
-    }
-    panic!("swtpm did not start in 20 attempts");
 }
 
 fn tpm2_tool(tcti: &str, arguments: &[&str]) -> String {
@@ -322,4 +270,112 @@ fn endorsement_key_is_the_one_that_tpm2_tools_make_and_nothing_stays_behind() {
     );
     // A TPM2B_PUBLIC: the size goes before the TPMT_PUBLIC.
     assert_eq!(std::fs::read(&public).unwrap()[2..], *ours.public());
+}
+
+const BOOT: PcrSet = PcrSet::of(&[0, 1, 2, 3, 4, 5, 6, 7, 11, 12]);
+
+#[test]
+fn quote_is_over_the_registers_as_they_are_and_its_key_the_same_after_a_reboot() {
+    let mut machine = SwtpmMachine::new();
+    let key = machine.tpm.attestation_key().unwrap();
+    let first = machine.tpm.attest(&[7; 32], BOOT).unwrap();
+    assert_eq!(first.key, key);
+    let started = first.quote.verify(&key, &[7; 32], BOOT).unwrap();
+    assert_eq!(first.quote.verify(&key, &[8; 32], BOOT), Err(QuoteRefusal::Nonce));
+    assert_eq!(first.quote.pcrs.len(), 10);
+    let zeros = beemesh_ids::Digest::from([0; 32]);
+    assert_eq!(first.quote.pcrs.get(&11), Some(&zeros));
+    let extend = format!("11:sha256={}", "cd".repeat(32));
+    tpm2_tool(&machine.tcti, &["tpm2_pcrextend", &extend]);
+    let second = machine.tpm.attest(&[9; 32], BOOT).unwrap();
+    second.quote.verify(&key, &[9; 32], BOOT).unwrap();
+    let event = beemesh_ids::Digest::from([0xcd; 32]);
+    assert_eq!(
+        second.quote.pcrs.get(&11),
+        Some(&beemesh_firmware_measure::extend(zeros, event))
+    );
+    machine.reboot();
+    let third = machine.tpm.attest(&[1; 32], BOOT).unwrap();
+    let again = third.quote.verify(&key, &[1; 32], BOOT).unwrap();
+    assert!(again.resets > started.resets, "{again:?} {started:?}");
+    assert_ne!(SwtpmMachine::new().tpm.attestation_key().unwrap(), key);
+    for handles in [
+        "handles-transient",
+        "handles-loaded-session",
+        "handles-saved-session",
+    ] {
+        let left = tpm2_tool(&machine.tcti, &["tpm2_getcap", handles]);
+        assert_eq!(left.trim(), "", "{handles}");
+    }
+}
+
+#[test]
+fn attestation_key_and_quote_are_those_of_tpm2_tools() {
+    let machine = SwtpmMachine::new();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (context, public, message, signature) = (path("ak.ctx"), path("ak.pub"), path("msg"), path("sig"));
+    let attributes = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|sign";
+    let kind = "ecc256:ecdsa-sha256:null";
+    tpm2_tool(
+        &machine.tcti,
+        &[
+            "tpm2_createprimary",
+            "-C",
+            "e",
+            "-G",
+            kind,
+            "-g",
+            "sha256",
+            "-a",
+            attributes,
+            "-c",
+            &context,
+        ],
+    );
+    tpm2_tool(
+        &machine.tcti,
+        &["tpm2_readpublic", "-c", &context, "-f", "tss", "-o", &public],
+    );
+    let attested = machine.tpm.attest(&[0xab; 32], BOOT).unwrap();
+    // A TPM2B_PUBLIC: the size goes before the TPMT_PUBLIC.
+    assert_eq!(std::fs::read(&public).unwrap()[2..], *attested.key.public());
+
+    // A TPMT_SIGNATURE: ECDSA, SHA-256, r, s.
+    let (r, s) = attested.quote.signature.split_at(32);
+    let size = [0, 32].as_slice();
+    std::fs::write(&signature, [&[0, 0x18, 0, 0x0b], size, r, size, s].concat()).unwrap();
+    std::fs::write(&message, &attested.quote.attest).unwrap();
+    let check = |nonce: &str| {
+        let arguments = [
+            "-u", &public, "-m", &message, "-s", &signature, "-g", "sha256", "-q", nonce,
+        ];
+        let output = Command::new("tpm2_checkquote").args(arguments).output();
+        output.expect("these tests need tpm2-tools: apt-get install tpm2-tools")
+    };
+    let good = check(&"ab".repeat(32));
+    assert!(good.status.success(), "{}", String::from_utf8_lossy(&good.stderr));
+    assert!(!check(&"ac".repeat(32)).status.success());
+}
+
+#[test]
+fn credential_for_an_attestation_key_is_opened_where_that_key_is_and_nowhere_else() {
+    let (machine, thief) = (SwtpmMachine::new(), SwtpmMachine::new());
+    let ek = machine.tpm.endorsement().unwrap().key;
+    let name = machine.tpm.attestation_key().unwrap().name();
+    let other = thief.tpm.attestation_key().unwrap().name();
+    let make = |name: &[u8]| beemesh_firmware_credential::make_for(&ek, name, &[5; 32]).unwrap();
+    let opened = machine.tpm.activate_for_attestation(&make(&name)).unwrap();
+    assert_eq!(*opened, vec![5; 32]);
+    // Another key's name; the machine's key with another object; another TPM.
+    for refused in [
+        machine.tpm.activate_for_attestation(&make(&other)),
+        machine.tpm.activate(&make(&name)),
+        thief.tpm.activate_for_attestation(&make(&name)),
+        thief.tpm.activate_for_attestation(&make(&other)),
+    ] {
+        assert!(matches!(refused, Err(TpmError::Foreign)), "{refused:?}");
+    }
+    let nothing = SoftwareTpm.attest(&[0; 32], BOOT);
+    assert!(matches!(nothing, Err(TpmError::NoEndorsement)));
 }
