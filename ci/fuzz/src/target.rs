@@ -4,8 +4,8 @@ use anyhow::{Context as _, Result};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use beemesh_ids::Digest;
 use beemesh_joinpack_format::{
-    Envelope, MANIFEST_PAYLOAD_TYPE, Membership, Pack, REVOCATION_PAYLOAD_TYPE, Receipt, RevocationSet,
-    RootChain, SecretKey, Timestamp, limits,
+    Envelope, MANIFEST_PAYLOAD_TYPE, Membership, Pack, REQUEST_PAYLOAD_TYPE, REVOCATION_PAYLOAD_TYPE, Receipt,
+    Request, RevocationSet, RootChain, SecretKey, Timestamp, limits,
 };
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,11 +20,13 @@ pub enum Target {
     Manifest,
     /// The documents that come over the network: credentials, revocations, receipts.
     Documents,
+    /// Requests that machines leave on a stick, as files and as what the machine's key may have signed.
+    Requests,
 }
 
 impl Target {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Joinpack, Self::Manifest, Self::Documents];
+    pub const ALL: [Self; 4] = [Self::Joinpack, Self::Manifest, Self::Documents, Self::Requests];
 
     /// Feeds one input. Panics when the code under test breaks its promise.
     pub fn run(self, data: &[u8]) {
@@ -34,6 +36,10 @@ impl Target {
                 joinpack(&Envelope::sign(MANIFEST_PAYLOAD_TYPE, data, &[&key("enrolment-1")]).to_json())
             }
             Self::Documents => documents(data),
+            Self::Requests => {
+                request(data);
+                request(&Envelope::sign(REQUEST_PAYLOAD_TYPE, data, &[&key("machine-1")]).to_json());
+            }
         }
     }
 }
@@ -64,6 +70,21 @@ fn joinpack(data: &[u8]) {
             );
         }
     }
+}
+
+/// Whatever is accepted keeps the bounds, names a file that leads nowhere, and has a key that is the one it is named by.
+fn request(data: &[u8]) {
+    let Ok(request) = Request::parse(data) else { return };
+    assert!(data.len() <= limits::REQUEST_LIMIT && request.machine.macs.len() <= limits::CARDS);
+    let path = request.path();
+    assert!(path.starts_with("requests/") && !path.contains(".."), "{path}");
+    let chain = request.chain().map(|chain| chain.len() <= limits::CHAIN);
+    assert_eq!(chain, Ok(true));
+    let key = request.endorsement().and_then(|ek| Ok((ek.ek, ek.public_key()?)));
+    assert!(key.is_ok_and(|(ek, public)| ek == Digest::of(&public)));
+    // It counts for the one pack that it names.
+    assert_eq!(request.check_asked(&request.fabric, &request.serial), Ok(()));
+    assert!(request.check_asked(&request.fabric, "").is_err());
 }
 
 fn documents(data: &[u8]) {
@@ -108,12 +129,22 @@ fn vectors() -> PathBuf {
 pub fn corpus(target: Target) -> Result<Vec<Vec<u8>>> {
     let mut inputs = Vec::new();
     for entry in fs::read_dir(vectors()).context("failed to read the test vectors")? {
-        let path = entry?.path().join("pack/joinpack.json");
+        let folder = entry?.path().join("pack");
+        if target == Target::Requests {
+            for file in fs::read_dir(folder.join("requests")).into_iter().flatten() {
+                let text = fs::read(file?.path())?;
+                inputs.extend(payload(&text));
+                inputs.push(text);
+            }
+            continue;
+        }
+        let path = folder.join("joinpack.json");
         let text = fs::read(&path).with_context(|| format!("failed to read `{}`", path.display()))?;
         match target {
             Target::Joinpack => inputs.push(text),
             Target::Manifest => inputs.extend(payload(&text)),
             Target::Documents => inputs.extend(documents_of(&text)),
+            Target::Requests => {}
         }
     }
     // One order on every machine, so that a seed means the same everywhere.

@@ -15,6 +15,12 @@ const TEMPLATE: [u8; 54] = [
     0x10, // symmetric, scheme, curve, kdf
 ];
 const COORDINATE: usize = 32;
+/// A `SubjectPublicKeyInfo` of P-256 up to the point: id-ecPublicKey (1.2.840.10045.2.1), prime256v1 (1.2.840.10045.3.1.7), and
+/// a bit string of 65 bytes.
+const P256: [u8; 26] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
+    0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+];
 
 /// Why bytes are no endorsement key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -58,6 +64,11 @@ impl EndorsementKey {
     /// SHA-256 of the `TPMT_PUBLIC`: what a join pack names the machine by, and the digest in the key's TPM name.
     pub fn digest(&self) -> Digest {
         Digest::of(&self.public)
+    }
+
+    /// The key as certificates have it: `SubjectPublicKeyInfo` in DER (RFC 5480), the curve by its name, the point uncompressed.
+    pub fn subject_public_key_info(&self) -> Vec<u8> {
+        [P256.as_slice(), &self.point].concat()
     }
 
     pub(crate) fn point(&self) -> &[u8] {

@@ -141,6 +141,10 @@ impl Tpm for DeviceTpm {
         endorsement::read(&mut self.connect()?)
     }
 
+    fn endorsement_chain(&self) -> Result<Vec<u8>, TpmError> {
+        endorsement::chain(&mut self.connect()?)
+    }
+
     fn activate(&self, credential: &Credential) -> Result<Zeroizing<Vec<u8>>, TpmError> {
         endorsement::activate(&mut self.connect()?, credential, endorsement::load_bound_object)
     }

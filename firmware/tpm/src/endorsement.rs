@@ -7,12 +7,17 @@
 use crate::device::{command, create_storage_key, kind_of, policy_session, start_session};
 use crate::{Credential, Endorsement, EndorsementKey, TpmError, Zeroizing};
 use beemesh_firmware_credential::bound_object;
+use std::ops::RangeInclusive;
 use tss_esapi::{
     Context, Error,
-    abstraction::{AsymmetricAlgorithmSelection, ek},
+    abstraction::{AsymmetricAlgorithmSelection, ek, nv},
     constants::{SessionType, response_code::Tss2ResponseCodeKind},
-    handles::{AuthHandle, KeyHandle},
-    interface_types::{ecc::EccCurve, resource_handles::Hierarchy, session_handles::AuthSession},
+    handles::{AuthHandle, KeyHandle, TpmHandle},
+    interface_types::{
+        ecc::EccCurve,
+        resource_handles::{Hierarchy, NvAuth},
+        session_handles::AuthSession,
+    },
     structures::{Auth, Digest, EncryptedSecret, IdObject, Nonce, Public, Sensitive, SensitiveData},
     traits::{Marshall as _, UnMarshall as _},
 };
@@ -20,6 +25,10 @@ use tss_esapi::{
 const KIND: AsymmetricAlgorithmSelection = AsymmetricAlgorithmSelection::Ecc(EccCurve::NistP256);
 /// Longest certificate that is shown, in bytes.
 const CERTIFICATE: usize = 8 * 1024;
+/// Where TPMs keep the certificates above that of an endorsement key (TCG EK Credential Profile 2.5, section 2.2.1.5).
+const CHAIN_INDICES: RangeInclusive<u32> = 0x01c0_0100..=0x01c0_01ff;
+/// Most bytes of them that are read.
+const CHAIN: usize = 16 * 1024;
 
 /// The key's public part, and its certificate where the TPM holds one.
 pub(crate) fn read(tpm: &mut Context) -> Result<Endorsement, TpmError> {
@@ -32,6 +41,29 @@ pub(crate) fn read(tpm: &mut Context) -> Result<Endorsement, TpmError> {
         key,
         certificate: certificate.filter(|bytes| !bytes.is_empty() && bytes.len() <= CERTIFICATE),
     })
+}
+
+/// The certificates above: the content of their indices in order. One that is longer than its bound is of no use cut off, so
+/// that then there are none.
+pub(crate) fn chain(tpm: &mut Context) -> Result<Vec<u8>, TpmError> {
+    let defined = nv::list(tpm).map_err(command("NV_ReadPublic"))?;
+    let mut indices: Vec<_> = defined
+        .iter()
+        .map(|(public, _)| (u32::from(public.nv_index()), public.nv_index()))
+        .filter(|(number, _)| CHAIN_INDICES.contains(number))
+        .collect();
+    indices.sort_by_key(|(number, _)| *number);
+    let mut chain = Vec::new();
+    for (_, index) in indices {
+        let handle = tpm.execute_without_session(|tpm| tpm.tr_from_tpm_public(TpmHandle::NvIndex(index)));
+        let auth = NvAuth::NvIndex(handle.map_err(command("NV_ReadPublic"))?.into());
+        let read = tpm.execute_with_nullauth_session(|tpm| nv::read_full(tpm, auth, index));
+        chain.extend(read.map_err(command("NV_Read"))?);
+        if chain.len() > CHAIN {
+            return Ok(Vec::new());
+        }
+    }
+    Ok(chain)
 }
 
 /// `TPM2_ActivateCredential` with the object that `load` puts into the TPM, usable with the empty password. The answer crosses

@@ -81,6 +81,15 @@ pub trait Tpm: Send + Sync {
         Err(TpmError::NoEndorsement)
     }
 
+    /// The certificates between that of the endorsement key and its maker's root, where the TPM holds them: X.509, DER, one
+    /// after the other. Nobody has judged them. Empty where there are none.
+    ///
+    /// # Errors
+    /// A TPM that cannot be reached or refuses a command.
+    fn endorsement_chain(&self) -> Result<Vec<u8>, TpmError> {
+        Ok(Vec::new())
+    }
+
     /// The secret that [`beemesh_firmware_credential::make`] encrypted to this TPM.
     ///
     /// # Errors

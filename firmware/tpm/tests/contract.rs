@@ -379,3 +379,40 @@ fn credential_for_an_attestation_key_is_opened_where_that_key_is_and_nowhere_els
     let nothing = SoftwareTpm.attest(&[0; 32], BOOT);
     assert!(matches!(nothing, Err(TpmError::NoEndorsement)));
 }
+
+#[test]
+fn certificates_of_the_endorsement_key_are_read_in_the_order_of_their_indices() {
+    let machine = SwtpmMachine::new();
+    assert_eq!(machine.tpm.endorsement().unwrap().certificate, None);
+    assert_eq!(machine.tpm.endorsement_chain().unwrap(), Vec::<u8>::new());
+    let folder = tempfile::tempdir().unwrap();
+    let keep = |index: &str, content: &[u8]| {
+        let path = folder.path().join(index).display().to_string();
+        std::fs::write(&path, content).unwrap();
+        let size = content.len().to_string();
+        let attributes = "ppwrite|ppread|authread|ownerread|no_da|platformcreate";
+        tpm2_tool(
+            &machine.tcti,
+            &["tpm2_nvdefine", index, "-C", "p", "-s", &size, "-a", attributes],
+        );
+        tpm2_tool(&machine.tcti, &["tpm2_nvwrite", index, "-C", "p", "-i", &path]);
+    };
+    // Longer than one read of NV, and beside what is none of them.
+    keep("0x01c00101", &[2; 1500]);
+    keep("0x01c0000a", &[7; 900]);
+    keep("0x01c00100", &[1; 40]);
+    keep("0x01c00200", &[9; 8]);
+    let certificate = machine.tpm.endorsement().unwrap().certificate.unwrap();
+    assert!(certificate == [7; 900]);
+    let chain = machine.tpm.endorsement_chain().unwrap();
+    assert!(
+        chain == [[1; 40].as_slice(), &[2; 1500]].concat(),
+        "{} bytes",
+        chain.len()
+    );
+    // More than is read of a chain.
+    for index in 0x01c0_0110..0x01c0_0118 {
+        keep(&format!("{index:#010x}"), &[3; 2000]);
+    }
+    assert_eq!(machine.tpm.endorsement_chain().unwrap(), Vec::<u8>::new());
+}

@@ -49,7 +49,7 @@ pub fn draft(fabric: &Fabric, plan: Plan) -> Result<Draft, Failure> {
     let issued = chance::now();
     let expires = issued.plus_seconds(plan.expires);
     let mut vouchers = Vec::new();
-    for place in plan.nodes.iter().filter(|place| !place.approval) {
+    for place in plan.nodes.iter().filter(|place| !place.asks()) {
         let one_time_key = chance::key()?;
         let sealed_key = place.key.as_ref().map(|ek| seal(&one_time_key, ek)).transpose()?;
         let voucher = Voucher {
@@ -96,6 +96,7 @@ pub fn draft(fabric: &Fabric, plan: Plan) -> Result<Draft, Failure> {
         // Dated today, so that whoever applies the pack knows how fresh its knowledge is.
         revocations: fabric.snapshots(issued)?,
         approval: plan.approval,
+        requests: plan.requests,
     };
     let joinpack = manifest.sign(&signers).map_err(as_input)?.to_json();
     Ok(Draft {

@@ -27,6 +27,15 @@ pub struct Place {
     pub key: Option<EndorsementKey>,
     /// It gets no voucher: its machine asks, and an operator lets it in or not.
     pub approval: bool,
+    /// It gets no voucher: its machine writes a request, and `answer` gives it one.
+    pub request: bool,
+}
+
+impl Place {
+    /// Whether its machine has to ask for it.
+    pub fn asks(&self) -> bool {
+        self.approval || self.request
+    }
 }
 
 /// What to put into a pack.
@@ -44,6 +53,8 @@ pub struct Plan {
     pub found: bool,
     /// Machines without a place may ask, and an operator lets them in or not.
     pub approval: bool,
+    /// Machines without a place may write a request to the stick, for `answer`.
+    pub requests: bool,
     /// An empty disk may be taken.
     pub blank_disk: bool,
     /// Cell.
@@ -56,10 +67,10 @@ pub struct Plan {
 #[derive(Debug, Default, clap::Args)]
 pub struct PlanArgs {
     /// A node: NAME[,mac=aa:bb:cc:dd:ee:ff][,serial=TEXT][,ek=FILE|sha256:HEX][,address=CIDR][,gateway=IP][,dns=IP][,dhcp]
-    /// [,approval];
+    /// [,approval][,request];
     /// address and dns may be repeated. With ek=FILE (of `bmctl node ek -o json`, or the receipt of a stick that was in the
-    /// machine) only that machine's TPM can use the place; a hash only chooses the machine. With approval the machine gets
-    /// name and network, and asks as with --approval
+    /// machine) only that machine's TPM can use the place; a hash only chooses the machine. With approval, or
+    /// request, the machine gets name and network, and asks as with --approval, or --requests
     #[arg(long = "node", value_name = "NODE", value_parser = parse_node)]
     nodes: Vec<Place>,
     /// That many nodes, named node-1 to node-N, for any machine, with DHCP
@@ -83,6 +94,10 @@ pub struct PlanArgs {
     /// A machine for which the pack has no place shows a code and waits until an operator lets it in: `bmctl node approve CODE`
     #[arg(long, conflicts_with = "news")]
     approval: bool,
+    /// A machine for which the pack has no place writes a request to the stick: bring it back, and `answer` gives it a place
+    /// that is for its TPM alone
+    #[arg(long, conflicts_with = "news")]
+    requests: bool,
     /// Nodes may take an empty disk for their state
     #[arg(long)]
     blank_disk: bool,
@@ -112,6 +127,8 @@ struct PlanFile {
     #[serde(default)]
     approval: bool,
     #[serde(default)]
+    requests: bool,
+    #[serde(default)]
     blank_disk: bool,
     #[serde(default)]
     peers: Vec<String>,
@@ -134,6 +151,8 @@ struct FileNode {
     dhcp: bool,
     #[serde(default)]
     approval: bool,
+    #[serde(default)]
+    request: bool,
     #[serde(default)]
     addresses: Vec<String>,
     gateway: Option<String>,
@@ -158,11 +177,12 @@ fn parse_node(text: &str) -> Result<Place, String> {
         .map_err(|e: beemesh_ids::InvalidId| e.to_string())?;
     let (mut mac, mut serial, mut ek) = (None, None, None);
     let mut network = NodeNetwork::default();
-    let mut approval = false;
+    let (mut approval, mut request) = (false, false);
     for part in parts {
         match part.split_once('=') {
             None if part == "dhcp" => network.dhcp = true,
             None if part == "approval" => approval = true,
+            None if part == "request" => request = true,
             Some(("mac", value)) if mac.is_none() => mac = Some(value.to_ascii_lowercase()),
             Some(("serial", value)) if serial.is_none() => serial = Some(value.to_owned()),
             Some(("ek", value)) if ek.is_none() => ek = Some(read_ek(Path::new(""), value)?),
@@ -171,13 +191,14 @@ fn parse_node(text: &str) -> Result<Place, String> {
             Some(("gateway", value)) if network.gateway.is_none() => network.gateway = Some(value.to_owned()),
             _ => {
                 return Err(format!(
-                    "`{part}` is not one of mac=, serial=, ek=, address=, gateway=, dns=, dhcp and approval, or given twice"
+                    "`{part}` is not one of mac=, serial=, ek=, address=, gateway=, dns=, dhcp, approval and request, or given twice"
                 ));
             }
         }
     }
     Ok(Place {
         approval,
+        request,
         ..place(name, mac, serial, ek, network)
     })
 }
@@ -202,6 +223,7 @@ pub fn place(
         },
         key,
         approval: false,
+        request: false,
     }
 }
 
@@ -300,6 +322,7 @@ impl PlanArgs {
                 ek,
                 dhcp,
                 approval,
+                request,
                 addresses,
                 gateway,
                 dns,
@@ -317,6 +340,7 @@ impl PlanArgs {
             };
             nodes.push(Place {
                 approval,
+                request,
                 ..place(name, mac, serial, ek, network)
             });
         }
@@ -329,18 +353,19 @@ impl PlanArgs {
             Some(_) => invalid!("nodes are given by number and by name: choose one"),
             None => {}
         }
-        let asking = |place: &&Place| place.approval;
+        let asking = |place: &&Place| place.asks();
         if let Some(place) = nodes.iter().filter(asking).find(|place| !place.entry.is_tied()) {
             invalid!(
-                "node `{}` with approval needs mac=, serial= or ek=: or which machine is it? (--approval is for any)",
+                "node `{}` that asks needs mac=, serial= or ek=: or which machine is it? (--approval and --requests are for any)",
                 place.entry.name
             );
         }
         let approval = self.approval || file.approval || nodes.iter().any(|place| place.approval);
-        if nodes.is_empty() && !self.news && !approval {
+        let requests = self.requests || file.requests || nodes.iter().any(|place| place.request);
+        if nodes.is_empty() && !self.news && !approval && !requests {
             invalid!(
-                "the pack names no node: give --node NAME or --nodes N, --approval for machines that ask, or --news for members \
-                 only"
+                "the pack names no node: give --node NAME or --nodes N, --approval or --requests for machines that ask, or \
+                 --news for members only"
             );
         }
         let peers = [file.peers, self.peers].concat();
@@ -364,6 +389,7 @@ impl PlanArgs {
             expires: self.expires.or(in_file).unwrap_or(30 * 86_400),
             found: self.found || file.found,
             approval,
+            requests,
             blank_disk: self.blank_disk || file.blank_disk,
             cell: self.cell.or(file.cell).unwrap_or_else(|| "main".to_owned()),
             roster_size: self.roster_size.or(file.roster_size),

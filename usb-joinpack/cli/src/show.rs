@@ -68,6 +68,8 @@ pub struct PackView {
     pub found: bool,
     /// Machines without a place may ask members.
     pub approval: bool,
+    /// Machines without a place may write a request to the stick.
+    pub requests: bool,
     /// An empty disk may be taken.
     pub blank_disk: bool,
 }
@@ -123,6 +125,7 @@ impl PackView {
                 .fold(0, |sum, size| sum.saturating_add(*size)),
             found: manifest.found,
             approval: manifest.approval,
+            requests: manifest.requests,
             blank_disk: manifest.state.blank_disk,
         }
     }
@@ -169,6 +172,12 @@ impl PackView {
             line(
                 "approval",
                 "machines without a voucher show a code and wait until an operator lets them in".into(),
+            );
+        }
+        if self.requests {
+            line(
+                "requests",
+                "machines without a voucher write a request to the stick, for `joinpack answer`".into(),
             );
         }
         line(

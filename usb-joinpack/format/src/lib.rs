@@ -17,6 +17,7 @@ mod operator;
 mod pack;
 mod receipt;
 mod refusal;
+mod request;
 mod revocation;
 mod root;
 mod time;
@@ -41,6 +42,7 @@ pub use receipt::{
     surplus_receipts,
 };
 pub use refusal::Refusal;
+pub use request::{REQUEST_PAYLOAD_TYPE, Request, surplus_requests};
 pub use revocation::{REVOCATION_PAYLOAD_TYPE, RevocationSet, Revocations};
 pub use root::{ROOT_PAYLOAD_TYPE, Role, RoleKeys, RoleSpec, Root, RootChain};
 pub use time::Timestamp;

@@ -10,6 +10,14 @@ pub const MEMBERSHIP_LIMIT: usize = 16 * 1024;
 pub const RECEIPT_LIMIT: usize = 32 * 1024;
 /// Receipts on one stick, one for each place that a pack can have: with their length 16 MiB. The oldest go first.
 pub const RECEIPTS: usize = 512;
+/// Length of a request file in bytes.
+pub const REQUEST_LIMIT: usize = 64 * 1024;
+/// Requests on one stick, one for each place that a pack can have.
+pub const REQUESTS: usize = NODES;
+/// Length of the certificates that a request may hold beside the endorsement key's own, in bytes (DER, one after the other).
+pub const CHAIN: usize = 16 * 1024;
+/// Network cards of one machine that it is shown by.
+pub const CARDS: usize = 32;
 /// Length of an operator context file in bytes.
 pub const OPERATOR_LIMIT: usize = 4 * 1024 * 1024;
 /// Length of one root, voucher or redemption payload in bytes.

@@ -43,10 +43,12 @@ impl Manifest {
     }
 
     /// [`Refusal::OtherBox`] where every place is tied to another machine. A member is known by the `name` it has, too:
-    /// its cards may have been changed. A pack without places is for all, and so is one by which machines may ask.
+    /// its cards may have been changed. A pack without places is for all, and so is one by which machines may ask, whether
+    /// members or its maker.
     pub fn check_machine(&self, machine: &Machine, name: Option<&NodeName>) -> Result<(), Refusal> {
         let fits = |node: &NodeEntry| !node.is_tied() || node.is_tied_to(machine) || name == Some(&node.name);
-        if self.nodes.is_empty() || self.approval || self.nodes.iter().any(fits) {
+        let may_ask = self.approval || self.requests;
+        if self.nodes.is_empty() || may_ask || self.nodes.iter().any(fits) {
             Ok(())
         } else {
             Err(Refusal::OtherBox)

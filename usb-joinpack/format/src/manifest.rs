@@ -58,6 +58,9 @@ pub struct Manifest {
     /// A machine without a voucher in the pack may ask the peers, and an operator lets it in or not.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub approval: bool,
+    /// A machine without a voucher in the pack may write a [`crate::Request`] to the stick, which its maker answers.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub requests: bool,
 }
 
 /// A node of the roster. What it names of `mac`, `serial` and `ek` must all be the machine's; an entry that names none of
@@ -168,6 +171,8 @@ struct Wire {
     revocations: Vec<Envelope>,
     #[serde(default)]
     approval: bool,
+    #[serde(default)]
+    requests: bool,
 }
 
 #[derive(Deserialize)]
@@ -270,6 +275,7 @@ impl Manifest {
             state: wire.state,
             revocations: wire.revocations,
             approval: wire.approval,
+            requests: wire.requests,
         };
         manifest.check()?;
         Ok(manifest)

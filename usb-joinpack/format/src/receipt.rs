@@ -16,9 +16,8 @@ use serde::{Deserialize, Serialize};
 /// DSSE payload type of a [`Receipt`].
 pub const RECEIPT_PAYLOAD_TYPE: &str = "application/vnd.beemesh.receipt.v1+json";
 const WHAT: &str = "receipt";
-/// Parts that are reported, and cards of one machine.
+/// Parts that are reported.
 const PARTS: usize = 16;
-const CARDS: usize = 32;
 /// Bytes of the longest text: a sentence that [`clean`] has cut, at four bytes a character.
 const TEXT: usize = 1024;
 
@@ -156,7 +155,7 @@ impl Receipt {
     }
 
     fn cut(&mut self) {
-        self.machine.macs.truncate(CARDS);
+        self.machine.macs.truncate(limits::CARDS);
         self.parts.truncate(PARTS);
         self.boot_id = clean(&self.boot_id);
         self.machine.serial = self.machine.serial.as_deref().map(clean);
@@ -200,8 +199,8 @@ impl Receipt {
                 .iter()
                 .flat_map(|p| [&p.what].into_iter().chain(&p.refused)),
         );
-        if self.machine.macs.len() > CARDS || self.parts.len() > PARTS || texts.any(|text| text.len() > TEXT)
-        {
+        let many = self.machine.macs.len() > limits::CARDS || self.parts.len() > PARTS;
+        if many || texts.any(|text| text.len() > TEXT) {
             return Err(Refusal::malformed(WHAT, "it is past its bounds"));
         }
         if let Some(ek) = &self.machine.ek {

@@ -117,6 +117,16 @@ pub enum Refusal {
         /// Serial applied last.
         applied: String,
     },
+    /// A request that was made for another pack than the one beside it.
+    #[error(
+        "this request was made for pack {asked}, but the stick holds pack {serial}: put the stick into that machine again, and it asks anew"
+    )]
+    OtherTrip {
+        /// Serial of the pack that the machine met.
+        asked: String,
+        /// Serial of the pack on the stick.
+        serial: String,
+    },
     /// Every place in the pack is tied to another machine.
     #[error("this join pack is for other boxes, not for this one; use the stick that was made for it")]
     OtherBox,
@@ -224,6 +234,7 @@ impl Refusal {
             Self::NotYetValid { .. } => "not-yet-valid",
             Self::OtherFabric { .. } => "other-fabric",
             Self::OlderThanApplied { .. } => "older-than-applied",
+            Self::OtherTrip { .. } => "other-trip",
             Self::OtherBox => "other-box",
             Self::RootConflict { .. } => "root-conflict",
             Self::RootGap { .. } => "root-gap",

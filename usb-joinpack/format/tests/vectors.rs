@@ -3,7 +3,7 @@
 
 mod generator;
 
-use beemesh_usb_joinpack_format::{BlobCheck, Envelope, Machine, Pack, Refusal, RootChain};
+use beemesh_usb_joinpack_format::{BlobCheck, Envelope, Machine, Pack, Refusal, Request, RootChain};
 use generator::Vector;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -62,6 +62,11 @@ fn judge(vector: &Vector, files: &BTreeMap<String, Vec<u8>>) -> Result<(), Refus
         }
         check.finish()?;
     }
+    if let Some(path) = &vector.request {
+        let request = Request::parse(&files[&format!("pack/{path}")])?;
+        request.check_asked(&pack.manifest().fabric, &pack.manifest().serial)?;
+        assert_eq!(request.path(), *path, "{}", vector.about);
+    }
     Ok(())
 }
 
@@ -98,6 +103,7 @@ fn every_vector_is_judged_as_it_says() {
         "older-than-applied",
         "other-box",
         "other-fabric",
+        "other-trip",
         "path-escapes",
         "root-conflict",
         "root-gap",

@@ -3,6 +3,7 @@
 use super::*;
 
 mod places;
+mod requests;
 
 /// Collects the cases.
 struct Book(Vec<Case>);
@@ -24,6 +25,7 @@ impl Book {
             trusted: false,
             pad_to: None,
             machine: None,
+            request: None,
         };
         let mut files: BTreeMap<_, _> = draft
             .blobs
@@ -79,6 +81,7 @@ pub fn cases() -> Vec<Case> {
     places::targets(&mut book);
     places::approvals(&mut book);
     places::revocations(&mut book);
+    requests::requests(&mut book);
     book.0
 }
 

@@ -7,8 +7,8 @@
 use beemesh_ids::{Digest, FabricId, NodeName, PeerId};
 use beemesh_usb_joinpack_format as format;
 use format::{
-    Admission, Envelope, ImageEntry, MANIFEST_LIMIT, MANIFEST_PAYLOAD_TYPE, Manifest, NodeEntry, NodeNetwork,
-    PackVoucher, Revocations, Role, RoleSpec, Root, RootChain, SealedKey, SecretKey, StatePolicy, Timestamp,
+    Admission, EndorsementFile, Envelope, ImageEntry, MANIFEST_LIMIT, MANIFEST_PAYLOAD_TYPE, Manifest, NodeEntry, NodeNetwork,
+    PackVoucher, ReceiptMachine, Request, Revocations, Role, RoleSpec, Root, RootChain, SealedKey, SecretKey, StatePolicy, Timestamp,
     VOUCHER_PAYLOAD_TYPE, Voucher,
 };
 use serde::{Deserialize, Serialize};
@@ -42,6 +42,9 @@ pub struct Vector {
     /// The machine that judges; without one it is not asked whether the pack has a place for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<MachineCase>,
+    /// The request that is judged after the pack: its path in the pack.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
 }
 
 /// A machine in `vector.json`.
@@ -251,6 +254,7 @@ pub fn draft(fabric: &str, enrolment: u32) -> Draft {
         state: StatePolicy { blank_disk: true },
         revocations: Vec::new(),
         approval: false,
+        requests: false,
     };
     Draft {
         manifest,

@@ -3,7 +3,7 @@
 
 use super::*;
 
-fn machine(macs: &[&str], serial: Option<&str>, ek: Option<Digest>, place: Option<&str>) -> MachineCase {
+pub(super) fn machine(macs: &[&str], serial: Option<&str>, ek: Option<Digest>, place: Option<&str>) -> MachineCase {
     MachineCase {
         macs: macs.iter().map(|mac| (*mac).to_owned()).collect(),
         serial: serial.map(str::to_owned),
@@ -13,7 +13,7 @@ fn machine(macs: &[&str], serial: Option<&str>, ek: Option<Digest>, place: Optio
 }
 
 /// A pack with a place for a serial number, one for an endorsement key, and one for both a card and a serial number.
-fn tied() -> (Draft, Digest) {
+pub(super) fn tied() -> (Draft, Digest) {
     let ek = Digest::of(b"endorsement key");
     let mut draft = draft("shop", 1);
     let network = draft.manifest.nodes[0].network.clone();
