@@ -73,6 +73,7 @@ pub fn roots() -> RootChain {
         let spec = RoleSpec {
             keyids: vec![key.public().key_id()],
             threshold: 1,
+            ..RoleSpec::default()
         };
         (role, spec)
     };
@@ -87,6 +88,18 @@ pub fn roots() -> RootChain {
         nonce: "00112233445566778899aabbccddeeff".to_owned(),
     };
     RootChain::bootstrap(&[root.sign(&[&key()]).unwrap()]).unwrap()
+}
+
+/// The chain of [`roots`] with root documents up to `version`, one a second.
+pub fn chain(version: u32) -> RootChain {
+    let mut chain = roots();
+    while chain.version() < version {
+        let mut next = chain.current().clone();
+        next.version += 1;
+        next.issued = next.issued.plus_seconds(1);
+        chain = chain.extend(&[next.sign(&[&key()]).unwrap()]).unwrap();
+    }
+    chain
 }
 
 /// A voucher for `node`, with its key in the clear; or for the TPM `ek`, with a sealed key that `seal` makes.

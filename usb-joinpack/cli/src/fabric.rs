@@ -15,7 +15,7 @@ use anyhow::{Context as _, anyhow};
 use beemesh_ids::FabricId;
 use beemesh_joinpack_format::{
     Envelope, KeyId, OperatorContext, PublicKey, Refusal, RevocationSet, Revocations, Role, RoleSpec, Root,
-    RootChain, SecretKey, Timestamp, limits,
+    RootChain, SecretKey, Source, Timestamp, limits,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
@@ -128,6 +128,7 @@ fn populate(dir: &Path, name: &str, root_keys: u32, threshold: u32) -> Result<Fa
             .map(|(_, key)| key.key_id())
             .collect(),
         threshold: if role == Role::Root { threshold } else { 1 },
+        ..RoleSpec::default()
     };
     let root = Root {
         fabric_name: name.to_owned(),
@@ -271,7 +272,7 @@ impl Fabric {
         };
         let mut revoked = RevocationSet::default();
         for envelope in held.iter().take(limits::SNAPSHOTS) {
-            revoked.take(envelope, &roots)?;
+            revoked.take(envelope, &roots, Source::Member)?;
         }
         let roots = roots.without(revoked.keys());
         let enrolment = find_keys(dir, &roots, Role::Enrolment)?;
@@ -296,7 +297,7 @@ impl Fabric {
         union.keys.clear();
         let mut all = self.revoked.clone();
         let signers: Vec<&SecretKey> = self.enrolment.iter().collect();
-        all.take(&union.sign(&signers)?, &self.roots)?;
+        all.take(&union.sign(&signers)?, &self.roots, Source::Person)?;
         Ok(all.envelopes().cloned().collect())
     }
 
@@ -315,8 +316,12 @@ impl Fabric {
         }
         let signers: Vec<&SecretKey> = keys.iter().collect();
         let mut all = self.revoked.clone();
-        all.take(&union.sign(&signers).map_err(as_input)?, &self.roots)
-            .map_err(as_input)?;
+        all.take(
+            &union.sign(&signers).map_err(as_input)?,
+            &self.roots,
+            Source::Person,
+        )
+        .map_err(as_input)?;
         let envelopes: Vec<Envelope> = all.envelopes().cloned().collect();
         let mut text = serde_json::to_vec(&envelopes).context("failed to write JSON")?;
         text.push(b'\n');

@@ -74,6 +74,7 @@ fn role(names: &[&str], threshold: u32) -> RoleSpec {
     RoleSpec {
         keyids: names.iter().map(|name| key(name).public().key_id()).collect(),
         threshold,
+        ..RoleSpec::default()
     }
 }
 
