@@ -56,12 +56,17 @@ pub fn next(
     for change in changes {
         apply(&mut root, change)?;
     }
-    let in_use: BTreeSet<KeyId> = root.roles.values().flat_map(|spec| spec.keyids.iter().cloned()).collect();
+    let in_use: BTreeSet<KeyId> = root
+        .roles
+        .values()
+        .flat_map(|spec| spec.keyids.iter().cloned())
+        .collect();
     root.keys.retain(|id, _| in_use.contains(id));
     for (role, spec) in &root.roles {
         let signs = |id: &&KeyId| {
             let expires = root.limits_of(*role, id).expires;
-            expires.is_none_or(|expires| expires >= root.issued) && (*role == Role::Root || !revoked.contains(*id))
+            expires.is_none_or(|expires| expires >= root.issued)
+                && (*role == Role::Root || !revoked.contains(*id))
         };
         let able = spec.keyids.iter().filter(signs).count();
         if able < spec.threshold as usize {
@@ -201,10 +206,19 @@ mod tests {
     fn lost_key_of_any_other_role_is_replaced_and_what_it_signed_stays() {
         for role in Role::ALL.into_iter().filter(|role| *role != Role::Root) {
             let retire = Change::Retire { role, key: id(10) };
-            assert!(made(std::slice::from_ref(&retire)).is_err(), "{role:?} without a key");
+            assert!(
+                made(std::slice::from_ref(&retire)).is_err(),
+                "{role:?} without a key"
+            );
             let second = made(&[retire, add(role, 20)]).unwrap();
-            assert_eq!(second.limits_of(role, &id(10)).expires, Some(second.issued.plus_seconds(-1)));
-            let envelopes = [first().sign(&[&key(1), &key(2)]).unwrap(), second.sign(&[&key(2), &key(3)]).unwrap()];
+            assert_eq!(
+                second.limits_of(role, &id(10)).expires,
+                Some(second.issued.plus_seconds(-1))
+            );
+            let envelopes = [
+                first().sign(&[&key(1), &key(2)]).unwrap(),
+                second.sign(&[&key(2), &key(3)]).unwrap(),
+            ];
             let chain = RootChain::bootstrap(&envelopes).unwrap();
             let act = match role {
                 Role::Enrolment => Act::Enrol,
@@ -213,7 +227,10 @@ mod tests {
                 _ => Act::RevokeKeys,
             };
             assert!(chain.may(&id(10), act, chain.past()).is_err(), "{role:?}");
-            assert!(chain.may(&id(10), act, NOW).is_ok(), "{role:?}: before it was retired");
+            assert!(
+                chain.may(&id(10), act, NOW).is_ok(),
+                "{role:?}: before it was retired"
+            );
             assert!(chain.may(&id(20), act, chain.past()).is_ok(), "{role:?}");
         }
     }
@@ -230,14 +247,20 @@ mod tests {
         };
         assert!(made(std::slice::from_ref(&threshold)).is_err());
         assert!(made(&[add(Role::Enrolment, 11), threshold]).is_ok());
-        assert!(made(&[remove(9, Role::Operator)]).is_err(), "a key that is not there");
+        assert!(
+            made(&[remove(9, Role::Operator)]).is_err(),
+            "a key that is not there"
+        );
         let retire = Change::Retire {
             role: Role::Root,
             key: id(1),
         };
         assert!(made(&[retire]).is_err());
         let revoked = BTreeSet::from([id(10)]);
-        assert!(next(&first(), &[], NOW, &revoked).is_err(), "a revoked key signs nothing");
+        assert!(
+            next(&first(), &[], NOW, &revoked).is_err(),
+            "a revoked key signs nothing"
+        );
         let short = Change::Add {
             role: Role::Operator,
             key: key(10).public(),
