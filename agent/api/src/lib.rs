@@ -13,6 +13,7 @@ pub mod petition;
 pub mod quantity;
 pub mod record;
 pub mod revocation;
+pub mod roots;
 pub mod shim;
 pub mod view;
 

@@ -4,6 +4,7 @@
 
 use beemesh_ids::{FabricId, NodeName};
 use beemesh_init_api::{NetworkConfig, NetworkStatus, TimeStatus};
+use beemesh_joinpack_format::{Act, Deed, Refusal, Role, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// DSSE payload type of a signed [`NetworkChange`].
@@ -22,6 +23,28 @@ pub struct NetworkChange {
     pub node: NodeName,
     /// What to do.
     pub action: NetworkAction,
+}
+
+impl Deed for NetworkChange {
+    const PAYLOAD_TYPE: &'static str = NETWORK_PAYLOAD_TYPE;
+    const WHAT: &'static str = "network change";
+    const ROLES: &'static [Role] = &[Role::Operator];
+
+    fn read(payload: &[u8]) -> Result<Self, Refusal> {
+        serde_json::from_slice(payload).map_err(|error| Refusal::malformed(Self::WHAT, error))
+    }
+
+    fn act(&self) -> Act<'_> {
+        Act::Network
+    }
+
+    fn at(&self) -> Timestamp {
+        crate::record::time_of(&self.id)
+    }
+
+    fn fabric(&self) -> &FabricId {
+        &self.fabric
+    }
 }
 
 /// What a [`NetworkChange`] asks for.

@@ -1,6 +1,7 @@
 //! Workloads as the fabric stores them: what an operator signed, and the names derived from it.
 
 use crate::manifest::PodSpec;
+use beemesh_joinpack_format::{Act, Deed, Refusal, Role, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt};
 
@@ -80,4 +81,35 @@ pub struct Change {
     pub workload: WorkloadId,
     /// `Some`: apply this; `None`: delete. `spec.id == workload`, else the change is refused.
     pub spec: Option<WorkloadSpec>,
+}
+
+impl Deed for Change {
+    const PAYLOAD_TYPE: &'static str = CHANGE_PAYLOAD_TYPE;
+    const WHAT: &'static str = "change";
+    const ROLES: &'static [Role] = &[Role::Operator];
+
+    fn read(payload: &[u8]) -> Result<Self, Refusal> {
+        serde_json::from_slice(payload).map_err(|error| Refusal::malformed(Self::WHAT, error))
+    }
+
+    fn act(&self) -> Act<'_> {
+        Act::Workload {
+            namespace: &self.workload.namespace,
+            name: &self.workload.name,
+        }
+    }
+
+    fn at(&self) -> Timestamp {
+        time_of(&self.id)
+    }
+
+    fn fabric(&self) -> &beemesh_ids::FabricId {
+        &self.fabric
+    }
+}
+
+/// The time in a ULID, to the second; the epoch where it is none, which whoever takes the document refuses.
+pub(crate) fn time_of(id: &str) -> Timestamp {
+    let ms = id.parse::<ulid::Ulid>().map_or(0, |id| id.timestamp_ms());
+    Timestamp(i64::try_from(ms / 1000).unwrap_or(i64::MAX))
 }

@@ -195,6 +195,10 @@ pub mod path {
     pub const NETWORK: &str = "/v1/network";
     /// GET: what is revoked ([`crate::revocation::RevocationView`]). POST: a signed snapshot; 202 with `{"accepted": true}`.
     pub const REVOCATIONS: &str = "/v1/revocations";
+    /// GET: the chain of root documents ([`crate::roots::RootsView`]). POST: root documents, a JSON array of envelopes such as
+    /// `root.json`; they prove themselves, so no operator's key is needed; answers with [`crate::roots::RootsTaken`], or 403
+    /// where they do not follow from what the node trusts.
+    pub const ROOTS: &str = "/v1/roots";
     /// GET: the machines that ask the answering node to be let in ([`crate::petition::PetitionView`]). POST: an operator's word
     /// about one of them, a signed voucher or denial (`usb-joinpack/SPEC.md`, section 12); 202 with `{"accepted": true}`; 404 for
     /// a machine that does not ask, 409 where the name is in use, the cell another one, or an operator decided before.

@@ -1,6 +1,7 @@
 //! The command line: every command, flag and help text. It parses; it does nothing.
 
 use crate::duration::parse_duration;
+use crate::root_args::{ROOTS_HELP, RootsCommand};
 use beemesh_ids::NodeName;
 use beemesh_joinpack_format::{ApprovalCode, NotACode};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -304,6 +305,12 @@ pub enum Command {
         #[command(subcommand)]
         command: NetworkCommand,
     },
+    /// Shows and changes the keys of the fabric
+    Keys {
+        /// Which keys
+        #[command(subcommand)]
+        command: KeysCommand,
+    },
     /// Shows what is revoked, and how old the node's knowledge of it is
     Revocations,
     /// Ends what nodes and vouchers may do, for good
@@ -367,6 +374,18 @@ pub enum NodesCommand {
 
 fn parse_code(text: &str) -> Result<ApprovalCode, NotACode> {
     text.parse()
+}
+
+/// What can be done with keys.
+#[derive(Debug, Subcommand)]
+pub enum KeysCommand {
+    /// Root documents: which key may do what, and until when
+    #[command(after_help = ROOTS_HELP)]
+    Roots {
+        /// What to do
+        #[command(subcommand)]
+        command: RootsCommand,
+    },
 }
 
 /// What can be done with a node's network.

@@ -11,7 +11,7 @@ use beemesh_ids::FabricId;
 use beemesh_joinpack_format::limits::OPERATOR_LIMIT;
 use beemesh_joinpack_format::{Envelope, KeyId, OperatorContext, Refusal, Role, RootChain, SecretKey};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-use std::{fs::File, io, io::Read as _, path::Path};
+use std::{fs::File, io, io::Read as _, io::Write as _, path::Path};
 
 /// Why a context cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +19,9 @@ pub enum ContextError {
     /// It cannot be read.
     #[error("failed to read it")]
     Read(#[source] io::Error),
+    /// It cannot be written.
+    #[error("failed to write it")]
+    Write(#[source] io::Error),
     /// A folder or a device.
     #[error("it is not a regular file")]
     NotAFile,
@@ -125,6 +128,25 @@ impl Operator {
         &self.roots
     }
 
+    /// Writes the context anew with the longer of its chain and `roots`; returns the version that it has then.
+    ///
+    /// # Errors
+    /// See [`ContextError`]; the file is as before.
+    pub fn save_roots(mut self, path: &Path, roots: &RootChain) -> Result<u32, ContextError> {
+        let longer = self
+            .roots
+            .extend(roots.envelopes())
+            .map_err(ContextError::Content)?;
+        if longer.version() > self.roots.version() {
+            self.context.roots = longer.envelopes().to_vec();
+            let mut text = serde_json::to_vec_pretty(&self.context)
+                .map_err(|error| ContextError::Write(io::Error::other(error)))?;
+            text.push(b'\n');
+            replace(path, &text).map_err(ContextError::Write)?;
+        }
+        Ok(longer.version())
+    }
+
     /// Signs a change of a node's network.
     ///
     /// # Errors
@@ -142,4 +164,22 @@ impl Operator {
         let payload = serde_json::to_vec(change)?;
         Ok(Envelope::sign(CHANGE_PAYLOAD_TYPE, &payload, &[self.key()]))
     }
+}
+
+/// Replaces a secret file whole.
+fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".new-{}", std::process::id()));
+    let staging = path.with_file_name(name);
+    let write = || {
+        let mut file = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&staging)?;
+        file.write_all(text)?;
+        file.sync_all()?;
+        std::fs::rename(&staging, path)
+    };
+    write().inspect_err(|_| drop(std::fs::remove_file(&staging)))
 }

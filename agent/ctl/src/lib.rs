@@ -11,6 +11,7 @@ pub mod context;
 pub mod duration;
 pub mod failure;
 pub mod output;
+pub mod root_args;
 mod session;
 mod table;
 

@@ -5,6 +5,8 @@ use crate::args::{CONTEXT_VARIABLE, DEFAULT_SOCKET, Global, NODE_VARIABLE};
 use crate::client::{Client, DEFAULT_TIMEOUT, Endpoint, check_address};
 use crate::context::Operator;
 use crate::failure::{Class, Failure};
+use crate::output::note;
+use beemesh_joinpack_format::RootChain;
 use std::path::{Path, PathBuf};
 use std::{env, time::Duration};
 
@@ -25,19 +27,55 @@ impl Session {
 
     /// The operator, from `--context` or the environment.
     pub(crate) fn operator(&self) -> Result<Operator, Failure> {
-        let path = self
-            .global
-            .context
-            .clone()
-            .or_else(|| from_environment(CONTEXT_VARIABLE).map(PathBuf::from));
-        let Some(path) = path else {
-            return Err(Failure::new(Class::Invalid, "no operator context is given")
-                .hint("give the file that `joinpack fabric init` wrote with --context or BMCTL_CONTEXT"));
-        };
+        let path = self.context_path()?;
         Operator::load(&path).map_err(|error| error.into_failure(&path))
     }
 
+    fn context_path(&self) -> Result<PathBuf, Failure> {
+        let path = self.global.context.clone();
+        let path = path.or_else(|| from_environment(CONTEXT_VARIABLE).map(PathBuf::from));
+        path.ok_or_else(|| {
+            Failure::new(Class::Invalid, "no operator context is given")
+                .hint("give the file that `joinpack fabric init` wrote with --context or BMCTL_CONTEXT")
+        })
+    }
+
+    /// A client of the chosen node that needs no operator: to a node it shows no key, and knows it by `roots`.
+    pub(crate) fn client_of(&self, roots: &RootChain) -> Result<Client, Failure> {
+        let patience = self.global.timeout.unwrap_or(DEFAULT_TIMEOUT);
+        let client = self.choose(|address| {
+            Client::for_anybody(address, roots.clone())
+                .map_err(|error| Failure::new(Class::Failed, "prepare TLS").because(error))
+        })?;
+        Ok(client.with_timeout(patience))
+    }
+
+    /// Puts a longer chain into the operator's context.
+    pub(crate) fn save_roots(&self, roots: &RootChain) -> Result<(), Failure> {
+        let path = self.context_path()?;
+        let operator = Operator::load(&path).map_err(|error| error.into_failure(&path))?;
+        let known = operator.roots().version();
+        let saved = operator
+            .save_roots(&path, roots)
+            .map_err(|error| error.into_failure(&path))?;
+        match saved > known {
+            true => note(&format!("`{}` follows root document {saved} now", path.display())),
+            false => note(&format!(
+                "`{}` knows root document {saved} already",
+                path.display()
+            )),
+        }
+        Ok(())
+    }
+
     fn node(&self) -> Result<Client, Failure> {
+        self.choose(|address| {
+            Client::for_operator(address, &self.operator()?)
+                .map_err(|error| Failure::new(Class::Failed, "prepare TLS").because(error))
+        })
+    }
+
+    fn choose(&self, connect: impl FnOnce(&str) -> Result<Client, Failure>) -> Result<Client, Failure> {
         if let Some(path) = &self.global.socket {
             return Ok(Client::new(Endpoint::Socket(path.clone())));
         }
@@ -48,8 +86,7 @@ impl Session {
             .or_else(|| from_environment(NODE_VARIABLE))
         {
             check_address(&address).map_err(|error| error.into_failure("choose the node"))?;
-            return Client::for_operator(&address, &self.operator()?)
-                .map_err(|error| Failure::new(Class::Failed, "prepare TLS").because(error));
+            return connect(&address);
         }
         if Path::new(DEFAULT_SOCKET).exists() {
             return Ok(Client::new(Endpoint::Socket(DEFAULT_SOCKET.into())));

@@ -3,7 +3,7 @@
 //! Pure but for the lock: the caller brings the time. Invariant: nothing here is ever forgotten; the age is never more than
 //! the time that has certainly passed, so a clock that is wrong closes no door.
 
-use beemesh_joinpack_format::{Envelope, Member, Refusal, RevocationSet, RootChain, Timestamp};
+use beemesh_joinpack_format::{Envelope, Member, Refusal, RevocationSet, RootChain, Source, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, RwLock};
 
@@ -80,8 +80,14 @@ impl Revoked {
     ///
     /// # Errors
     /// The snapshot is not this fabric's, or there are too many.
-    pub fn take(&mut self, envelope: &Envelope, roots: &RootChain, now: Moment) -> Result<bool, Refusal> {
-        let changed = self.set.take(envelope, roots)?;
+    pub fn take(
+        &mut self,
+        envelope: &Envelope,
+        roots: &RootChain,
+        source: Source,
+        now: Moment,
+    ) -> Result<bool, Refusal> {
+        let changed = self.set.take(envelope, roots, source)?;
         if let Some(issued) = self.set.issued() {
             self.vouched(issued, now);
         }

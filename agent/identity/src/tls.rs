@@ -5,7 +5,7 @@
 
 use crate::{NodeKey, SharedRoots, certificate, read};
 use beemesh_ids::PeerId;
-use beemesh_joinpack_format::{KeyId, Member, Membership, Refusal, Role, RootChain, SecretKey};
+use beemesh_joinpack_format::{Act, KeyId, Member, Membership, Refusal, RootChain, SecretKey};
 use rustls::{
     CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, DistinguishedName, Error,
     OtherError, PeerIncompatible, ServerConfig, ServerConnection, SignatureScheme,
@@ -43,8 +43,8 @@ enum Distrust {
     NoMembership,
     #[error("the node is not a member of this fabric: {0}")]
     NoMember(#[from] Refusal),
-    #[error("key {0} is not an operator's key in this fabric")]
-    NoOperator(KeyId),
+    #[error("the key is not that of an operator of this fabric: {0}")]
+    NoOperator(Refusal),
 }
 
 impl From<Distrust> for Error {
@@ -126,10 +126,10 @@ fn first<'a>(certificates: Option<&'a [CertificateDer<'static>]>) -> Option<&'a 
 
 fn operator(certificate: &CertificateDer<'_>, roots: &RootChain) -> Result<KeyId, Distrust> {
     let id = certificate::parse(certificate)?.key.key_id();
-    match roots.role(Role::Operator).key(&id) {
-        Some(_) => Ok(id),
-        None => Err(Distrust::NoOperator(id)),
-    }
+    roots
+        .may(&id, Act::Look, roots.past())
+        .map_err(Distrust::NoOperator)?;
+    Ok(id)
 }
 
 fn member(certificate: &CertificateDer<'_>, roots: &RootChain) -> Result<Member, Distrust> {

@@ -8,7 +8,7 @@ use beemesh_agent_identity::{
 use beemesh_firmware_tpm::FakeTpm;
 use beemesh_joinpack_format::{
     Admission, Assurance, Envelope, KeyId, Member, Membership, Refusal, Revocations, Role, RoleSpec, Root,
-    RootChain, SecretKey, Timestamp, Voucher,
+    RootChain, SecretKey, Source, Timestamp, Voucher,
 };
 use std::{
     collections::BTreeMap,
@@ -30,6 +30,7 @@ fn root(nonce: u8, version: u32, key: &SecretKey, operator: &SecretKey) -> Envel
     let role = |key: &SecretKey| RoleSpec {
         keyids: vec![key.public().key_id()],
         threshold: 1,
+        ..RoleSpec::default()
     };
     let mut roles: BTreeMap<_, _> = Role::ALL.into_iter().map(|name| (name, role(key))).collect();
     roles.insert(Role::Operator, role(operator));
@@ -341,7 +342,7 @@ fn revoke(fabric: &Fabric, revocations: &SharedRevocations, change: impl FnOnce(
         revocations
             .write()
             .unwrap()
-            .take(&envelope, &fabric.roots, now)
+            .take(&envelope, &fabric.roots, Source::Person, now)
             .unwrap()
     );
 }

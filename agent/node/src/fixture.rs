@@ -5,8 +5,8 @@ use crate::clock::Floor;
 use crate::join::Applicant;
 use beemesh_ids::{Digest, PeerId};
 use beemesh_joinpack_format::{
-    Admission, Assurance, Envelope, Machine, Manifest, NodeEntry, Pack, PackVoucher, Revocations, Role,
-    RoleSpec, Root, RootChain, SecretKey, StatePolicy, Timestamp, Verified, Voucher,
+    Admission, Assurance, Envelope, ImageEntry, Machine, Manifest, NodeEntry, Pack, PackVoucher, Revocations,
+    Role, RoleSpec, Root, RootChain, SecretKey, StatePolicy, Timestamp, Verified, Voucher,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -73,6 +73,7 @@ pub fn roots() -> RootChain {
         let spec = RoleSpec {
             keyids: vec![key.public().key_id()],
             threshold: 1,
+            ..RoleSpec::default()
         };
         (role, spec)
     };
@@ -87,6 +88,18 @@ pub fn roots() -> RootChain {
         nonce: "00112233445566778899aabbccddeeff".to_owned(),
     };
     RootChain::bootstrap(&[root.sign(&[&key()]).unwrap()]).unwrap()
+}
+
+/// The chain of [`roots`] with root documents up to `version`, one a second.
+pub fn chain(version: u32) -> RootChain {
+    let mut chain = roots();
+    while chain.version() < version {
+        let mut next = chain.current().clone();
+        next.version += 1;
+        next.issued = next.issued.plus_seconds(1);
+        chain = chain.extend(&[next.sign(&[&key()]).unwrap()]).unwrap();
+    }
+    chain
 }
 
 /// A voucher for `node`, with its key in the clear; or for the TPM `ek`, with a sealed key that `seal` makes.
@@ -113,6 +126,20 @@ pub fn voucher(number: u8, node: &str) -> PackVoucher {
 /// A pack with these places, the first `tied` of them for cards `52:54:00:00:00:01` and so on; `revoked` are vouchers.
 pub fn pack(places: u8, tied: u8, revoked: &[u8]) -> Pack<Verified> {
     signed(&manifest(places, tied, revoked))
+}
+
+/// A pack that brings nothing but an image with this content.
+pub fn with_blob(content: &[u8]) -> Pack<Verified> {
+    let (digest, size) = (Digest::of(content), content.len() as u64);
+    signed(&Manifest {
+        images: vec![ImageEntry {
+            name: "web:1".to_owned(),
+            digest,
+            size,
+        }],
+        blobs: [(digest, size)].into(),
+        ..manifest(0, 0, &[])
+    })
 }
 
 /// A pack without places, by which machines may ask these members.

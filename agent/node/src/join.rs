@@ -10,8 +10,8 @@ use beemesh_ids::{Digest, NodeName, PeerId};
 use beemesh_init_api::NetworkConfig;
 use beemesh_joinpack_format::Envelope;
 use beemesh_joinpack_format::{
-    Assurance, Machine, Member, Membership, Pack, PackVoucher, Refusal, RootChain, SecretKey, Timestamp,
-    Verified, Voucher,
+    Assurance, Machine, Member, Membership, Pack, PackVoucher, Refusal, RootChain, SecretKey, Source,
+    Timestamp, Verified, Voucher,
 };
 use serde::{Deserialize, Serialize};
 
@@ -217,7 +217,7 @@ pub fn next_voucher(
     let mut document = joined.document.clone();
     while !document.spare.is_empty() {
         let offer = document.spare.remove(0);
-        let Ok(voucher) = Voucher::verify(&offer.envelope, &joined.roots) else {
+        let Ok(voucher) = Voucher::verify(&offer.envelope, &joined.roots, Source::Member) else {
             continue;
         };
         // Later than the redemption that gave way, or those who know that one would keep it: the clock may have gone back.

@@ -21,6 +21,7 @@ mod petitions;
 mod query;
 mod reserve;
 mod rest;
+mod roots;
 mod start;
 mod stick;
 mod sticks;

@@ -10,6 +10,7 @@ mod answers;
 mod idle;
 mod pods;
 mod revocation;
+mod roots;
 
 use crate::clock;
 use crate::identity::{self, NodeKey};
@@ -36,7 +37,7 @@ use beemesh_agent_sched::{
 };
 use beemesh_ids::PeerId;
 use beemesh_init_api::path;
-use beemesh_joinpack_format::{Assurance as Proven, Member, Membership};
+use beemesh_joinpack_format::{Assurance as Proven, Member, Membership, Source};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -104,7 +105,7 @@ impl Part {
             (None, None) => self.wait_for_membership().await?,
         };
         self.journal.set_node(joined.member.name.clone());
-        let judged_by = self.trust.without_revoked(&joined.roots);
+        let judged_by = self.trust.judging(&joined);
         let roots = Arc::new(RwLock::new(judged_by.clone()));
         let (ledger, persisted, failed) = self.open_records(unwritable)?;
         let (cell, journal) = (joined.member.cell.clone(), self.journal.clone());
@@ -289,6 +290,7 @@ impl Driver {
         let pulse = self.part.pulse.clone();
         pulse.beat_during(self.recover()).await;
         self.tell_revocations();
+        self.tell_roots();
         self.flush();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -352,9 +354,10 @@ impl Driver {
         while let Some(event) = waiting.pop_front() {
             for command in self.cell.step(self.now(), event) {
                 match command {
-                    Command::VerifyChange { envelope } => match self.verify_change(&envelope) {
+                    Command::VerifyChange { envelope } => match self.verify_change(&envelope, Source::Member)
+                    {
                         Ok(change) => waiting.push_back(Event::Change { change, envelope }),
-                        Err(error) => tracing::warn!(%error, "a change from a member was refused"),
+                        Err(refusal) => tracing::warn!(%refusal, "a change from a member was refused"),
                     },
                     Command::VerifyMember { peer, credential } => {
                         waiting.extend(self.verify_member(&peer, credential));
@@ -362,6 +365,7 @@ impl Driver {
                     Command::VerifyRevocations { envelope } => {
                         waiting.extend(self.verify_revocations(&envelope));
                     }
+                    Command::VerifyRoots { documents } => waiting.extend(self.verify_roots(&documents)),
                     command => self.due.push(command),
                 }
             }
@@ -443,6 +447,7 @@ impl Driver {
             Command::VerifyChange { .. }
             | Command::VerifyMember { .. }
             | Command::VerifyRevocations { .. }
+            | Command::VerifyRoots { .. }
             | Command::Persist(_) => {}
         }
     }
@@ -565,6 +570,7 @@ impl Driver {
         }
         self.joined = news;
         self.tell_revocations();
+        self.tell_roots();
     }
 
     /// Listing images may wait for an import, so it is done beside the loop.

@@ -9,13 +9,11 @@ use crate::journal::Journal;
 use crate::rest::Refused;
 use crate::start::Options;
 use crate::store::{Store, StoreError, write_atomic};
-use beemesh_agent_api::network::{
-    NETWORK_PAYLOAD_TYPE, NetworkAction, NetworkChange, NetworkView, TimeView, TrialView,
-};
+use beemesh_agent_api::network::{NetworkAction, NetworkChange, NetworkView, TimeView, TrialView};
 use beemesh_ids::NodeName;
 use beemesh_init_api::trial::{TrialCommand, TrialEvent, TrialRefusal, Trials};
 use beemesh_init_api::{NetworkConfig, NetworkStatus, path};
-use beemesh_joinpack_format::{Envelope, Role, RootChain, limits};
+use beemesh_joinpack_format::{Envelope, Refusal, RootChain, Source, limits};
 use hyper::StatusCode;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -275,22 +273,12 @@ fn verify(envelope: &[u8], roots: &RootChain) -> Result<NetworkChange, Refused> 
     let refused = |error: String| Refused::new(StatusCode::FORBIDDEN, error);
     let envelope =
         Envelope::parse(envelope, limits::MANIFEST_LIMIT).map_err(|refusal| refused(refusal.to_string()))?;
-    let payload = envelope
-        .verify(NETWORK_PAYLOAD_TYPE, &roots.role(Role::Operator))
-        .map_err(|refusal| refused(refusal.to_string()))?;
-    let change: NetworkChange = serde_json::from_slice(&payload).map_err(|error| {
-        Refused::new(
-            StatusCode::BAD_REQUEST,
-            format!("the change is malformed: {error}"),
-        )
-    })?;
-    if change.fabric != *roots.fabric_id() {
-        return Err(refused(format!(
-            "the change is meant for fabric {}",
-            change.fabric.short()
-        )));
-    }
-    Ok(change)
+    roots
+        .accept(&envelope, Source::Person)
+        .map_err(|refusal| match refusal {
+            Refusal::Malformed { .. } => Refused::new(StatusCode::BAD_REQUEST, refusal.to_string()),
+            refusal => refused(refusal.to_string()),
+        })
 }
 
 fn write<T: Serialize>(path: &Path, document: &T) -> Result<(), HandOverError> {
@@ -310,8 +298,9 @@ fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use beemesh_agent_api::network::NETWORK_PAYLOAD_TYPE;
     use beemesh_init_api::NetworkTrial;
-    use beemesh_joinpack_format::{RoleSpec, Root, SecretKey, Timestamp};
+    use beemesh_joinpack_format::{Role, RoleSpec, Root, SecretKey, Timestamp};
     use clap::Parser as _;
 
     struct Box {
@@ -347,6 +336,7 @@ mod tests {
             let spec = || RoleSpec {
                 keyids: vec![key.public().key_id()],
                 threshold: 1,
+                ..RoleSpec::default()
             };
             let root = Root {
                 fabric_name: "shop".into(),

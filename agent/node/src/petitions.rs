@@ -15,8 +15,8 @@ use beemesh_agent_identity::petition::{
 };
 use beemesh_ids::{FabricId, NodeName, PeerId};
 use beemesh_joinpack_format::{
-    Admission as Way, Assurance, DENIAL_PAYLOAD_TYPE, Denial, Envelope, RootChain, VOUCHER_PAYLOAD_TYPE,
-    Voucher,
+    Admission as Way, Assurance, DENIAL_PAYLOAD_TYPE, Denial, Envelope, RootChain, Source,
+    VOUCHER_PAYLOAD_TYPE, Voucher,
 };
 use hyper::StatusCode;
 use std::net::IpAddr;
@@ -111,7 +111,7 @@ impl Petitions {
         let envelope = Envelope::parse(envelope, DECISION_LIMIT).map_err(forbidden)?;
         let (peer, event, word) = match envelope.payload_type() {
             VOUCHER_PAYLOAD_TYPE => {
-                let voucher = Voucher::verify(&envelope, roots).map_err(forbidden)?;
+                let voucher = Voucher::verify(&envelope, roots, Source::Person).map_err(forbidden)?;
                 let peer = PeerId::from_ed25519(voucher.key.as_bytes());
                 if voucher.admission != Way::Approved {
                     let error = "the voucher is not an operator's word";

@@ -3,10 +3,11 @@
 use crate::rest::Refused;
 use beemesh_agent_api::petition::PetitionView;
 use beemesh_agent_api::revocation::RevocationView;
+use beemesh_agent_api::roots::{RootsTaken, RootsView};
 use beemesh_agent_api::view::{NodeView, PodView};
 use beemesh_agent_fabric::Fabric;
 use beemesh_ids::NodeName;
-use beemesh_joinpack_format::RootChain;
+use beemesh_joinpack_format::{Envelope, RootChain};
 use hyper::StatusCode;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -31,6 +32,15 @@ pub enum Query {
         envelope: Vec<u8>,
         /// Whether it was accepted.
         reply: oneshot::Sender<Result<(), Refused>>,
+    },
+    /// The chain of root documents.
+    Roots(oneshot::Sender<RootsView>),
+    /// Takes root documents.
+    Lengthen {
+        /// Consecutive, unverified.
+        documents: Vec<Envelope>,
+        /// What came of it.
+        reply: oneshot::Sender<Result<RootsTaken, Refused>>,
     },
     /// Who asks to be let in.
     Petitions(oneshot::Sender<Vec<PetitionView>>),

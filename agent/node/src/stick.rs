@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 
 /// Copy buffer, in bytes.
 const CHUNK: usize = 1 << 20;
+/// Folders in one another that are looked at below a stick: no file of a pack lies deeper than `blobs/sha256`.
+const DEPTH: usize = 8;
 /// Names that are looked at in the folder of the receipts: another writer may have left more of them than the bound.
 const RECEIPTS: usize = 2 * limits::RECEIPTS;
 
@@ -76,6 +78,7 @@ pub fn read_manifest(stick: &Path) -> Result<Vec<u8>, StickError> {
 /// The relative paths of all files below `blobs`, bounded.
 pub fn list_blobs(stick: &Path) -> Result<Vec<String>, StickError> {
     let mut names = Vec::new();
+    let mut seen = 0;
     let mut folders = vec![PathBuf::from("blobs")];
     while let Some(folder) = folders.pop() {
         let path = stick.join(&folder);
@@ -95,10 +98,18 @@ pub fn list_blobs(stick: &Path) -> Result<Vec<String>, StickError> {
                 source,
             })?;
             match kind.is_dir() {
+                // A file system that was tampered with can hold a folder in itself.
+                true if relative.components().count() > DEPTH => {
+                    return Err(Refusal::UnlistedBlob {
+                        path: relative.to_string_lossy().chars().take(80).collect(),
+                    }
+                    .into());
+                }
                 true => folders.push(relative),
                 false => names.push(relative.to_string_lossy().into_owned()),
             }
-            if names.len() + folders.len() > limits::LISTING {
+            seen += 1;
+            if seen > limits::LISTING {
                 return Err(Refusal::LimitExceeded {
                     what: "files below blobs",
                     limit: limits::LISTING,
@@ -381,3 +392,7 @@ mod tests {
         assert_eq!(refused.code(), "sealed-for-another");
     }
 }
+
+#[cfg(test)]
+#[path = "stick_attacks.rs"]
+mod attacks;

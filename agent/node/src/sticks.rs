@@ -10,6 +10,7 @@ use crate::images::Images;
 use crate::join::{Applicant, DOCUMENT, FabricDocument, Joined, choose, plan, standing};
 use crate::journal::Journal;
 use crate::networks::Networks;
+use crate::roots::KeepError;
 use crate::start::Options;
 use crate::stick::{self, StickError};
 use crate::store::Store;
@@ -19,7 +20,8 @@ use crate::{identity, network};
 use beemesh_ids::Digest;
 use beemesh_init_api::{NetworkConfig, StickStatus, path};
 use beemesh_joinpack_format::{
-    EndorsementFile, Envelope, MANIFEST_LIMIT, Machine, Outcome, Pack, Part, PartKind, Timestamp, Verified,
+    EndorsementFile, Envelope, MANIFEST_LIMIT, Machine, Outcome, Pack, Part, PartKind, Source, Timestamp,
+    Verified,
 };
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -238,7 +240,7 @@ impl Sticks {
     /// Verifies the pack, stages its images, commits the membership. Before the commit nothing has changed.
     fn take(&self, mount: &std::path::Path, manifest: &[u8]) -> Result<Found, StickError> {
         let joined = self.joined.as_ref();
-        let trusted = joined.map(|joined| self.trust.without_revoked(&joined.roots));
+        let trusted = joined.map(|joined| self.trust.judging(joined));
         let trusted = trusted.as_ref();
         let last = joined.map(|joined| joined.document.serial.as_str());
         let pack = Pack::parse(manifest)?.verify(trusted, self.floor.0, last)?;
@@ -290,7 +292,7 @@ impl Sticks {
         let plan = plan(&pack, &applicant, redeemed)?;
         let (images, staging) = self.stage(mount, &pack, plan.images)?;
         let joined = Joined::check(plan.document, &peer)?;
-        self.commit(&joined)?;
+        let joined = self.commit(joined)?;
         Ok(Found::Membership(Box::new(Taken {
             joined,
             images,
@@ -320,11 +322,14 @@ impl Sticks {
         Ok((images, staging))
     }
 
-    fn commit(&self, joined: &Joined) -> Result<(), StickError> {
-        let saved = self.store.save(DOCUMENT, &joined.document);
-        saved.map_err(|error| StickError::Keep {
-            path: self.store.path(DOCUMENT),
-            source: std::io::Error::other(error),
+    /// Makes a membership durable. What it returns may have a longer chain of root documents: others told of it meanwhile.
+    fn commit(&self, joined: Joined) -> Result<Joined, StickError> {
+        self.trust.keeper().commit(joined).map_err(|error| match error {
+            KeepError::Refused(refusal) => refusal.into(),
+            KeepError::Store(error) => StickError::Keep {
+                path: self.store.path(DOCUMENT),
+                source: std::io::Error::other(error),
+            },
         })
     }
 
@@ -348,7 +353,7 @@ impl Sticks {
 
     /// The end of the waiting; `seen` is the stick that is there now.
     async fn answered(&mut self, mut waiting: Waiting, seen: u64) {
-        let joined = match (&mut waiting.asking).await {
+        let fresh = match (&mut waiting.asking).await {
             Ok(End::Joined(joined)) => *joined,
             Ok(End::Denied) => {
                 waiting.clear();
@@ -363,9 +368,10 @@ impl Sticks {
             }
             Err(error) => return tracing::error!(%error, "the question to the members broke off"),
         };
-        if let Err(error) = tokio::task::block_in_place(|| self.commit(&joined)) {
-            return self.refuse(&error);
-        }
+        let joined = match tokio::task::block_in_place(|| self.commit(fresh)) {
+            Ok(joined) => joined,
+            Err(error) => return self.refuse(&error),
+        };
         let wanted = &waiting.wanted;
         let serial = joined.document.serial.clone();
         let rejoins = self.joined.is_some();
@@ -439,7 +445,7 @@ impl Sticks {
         self.journal.announce("PackApplied", "pack", &message);
         let mut refused = None;
         for envelope in &revocations {
-            if let Err(refusal) = self.trust.take(envelope, &joined.roots) {
+            if let Err(refusal) = self.trust.take(envelope, &joined.roots, Source::Member) {
                 let message = format!("a revocation of the pack was not taken: {refusal}");
                 self.journal.announce("RevocationRefused", "pack", &message);
                 refused = Some(format!("{}: {refusal}", refusal.code()));

@@ -4,13 +4,15 @@
 //! was; a document that cannot be read is announced, and begins anew with what the next member tells.
 
 use crate::clock::{self, FloorKeeper};
+use crate::join::Joined;
 use crate::journal::Journal;
+use crate::roots::RootKeeper;
 use crate::store::Store;
 use beemesh_agent_api::revocation::RevocationView;
 use beemesh_agent_identity::{ADMISSION_AGE, Clock, Moment, RevocationDocument, Revoked, SharedRevocations};
 use beemesh_agent_sched::RevocationNews;
 use beemesh_ids::Digest;
-use beemesh_joinpack_format::{Envelope, Member, Refusal, RootChain, Timestamp};
+use beemesh_joinpack_format::{Envelope, Member, Refusal, RootChain, Source, Timestamp};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// Name of the document on the state volume.
@@ -26,6 +28,7 @@ pub struct Trust {
     journal: Journal,
     floors: FloorKeeper,
     kept_s: Arc<Mutex<u64>>,
+    keeper: RootKeeper,
 }
 
 impl Trust {
@@ -50,6 +53,7 @@ impl Trust {
         };
         Self {
             shared: Arc::new(RwLock::new(revoked)),
+            keeper: RootKeeper::new(store.clone(), joined.map(|(roots, _)| roots)),
             store,
             journal,
             floors,
@@ -62,10 +66,22 @@ impl Trust {
         Arc::clone(&self.shared)
     }
 
+    /// Writes the membership, and with it the chain.
+    pub fn keeper(&self) -> &RootKeeper {
+        &self.keeper
+    }
+
     /// For whoever judges.
     pub fn clock(&self) -> Clock {
         let floors = self.floors.clone();
         Arc::new(move || moment(&floors))
+    }
+
+    /// What a member judges signatures by: its chain without the keys that are revoked, as of the floor that packs and the build
+    /// vouch for. Records do not raise that one: one operator's wrong clock must not make the keys of others expire.
+    pub fn judging(&self, joined: &Joined) -> RootChain {
+        let roots = self.keeper.longest(&joined.roots);
+        self.without_revoked(&roots).as_of(joined.document.floor)
     }
 
     /// The chain without the keys that are revoked.
@@ -77,11 +93,11 @@ impl Trust {
     }
 
     /// Takes a snapshot of an operator, a stick or a member. Returns whether it brought news, which are on disk then.
-    pub fn take(&self, envelope: &Envelope, roots: &RootChain) -> Result<bool, Refusal> {
+    pub fn take(&self, envelope: &Envelope, roots: &RootChain, source: Source) -> Result<bool, Refusal> {
         let now = moment(&self.floors);
         let changed = {
             let mut revoked = self.shared.write().unwrap_or_else(PoisonError::into_inner);
-            revoked.take(envelope, roots, now)?
+            revoked.take(envelope, roots, source, now)?
         };
         if changed {
             self.keep();
@@ -207,8 +223,12 @@ mod tests {
         let newer = snapshot(20, |all| {
             all.nodes.insert(peer(1));
         });
-        assert!(trust.take(&newer, &roots()).unwrap());
-        assert!(!trust.take(&snapshot(10, |_| ()), &roots()).unwrap());
+        assert!(trust.take(&newer, &roots(), Source::Person).unwrap());
+        assert!(
+            !trust
+                .take(&snapshot(10, |_| ()), &roots(), Source::Person)
+                .unwrap()
+        );
         let news = trust.news(&roots());
         assert!(news.digest != 0 && news.nodes.contains(&peer(1)) && news.snapshots.len() == 1);
         assert_eq!(open(&folder).0.news(&roots()), news);
@@ -234,7 +254,8 @@ mod tests {
                     &snapshot(1, |all| {
                         all.keys.insert(id.clone());
                     }),
-                    &roots()
+                    &roots(),
+                    Source::Person
                 )
                 .unwrap()
         );
@@ -243,10 +264,16 @@ mod tests {
             beemesh_joinpack_format::Revocations::none(roots().fabric_id().clone(), NOW.plus_seconds(9));
         forged.nodes.insert(peer(1));
         let stranger = beemesh_joinpack_format::SecretKey::from_bytes([99; 32]);
-        assert!(trust.take(&forged.sign(&[&stranger]).unwrap(), &roots()).is_err());
+        assert!(
+            trust
+                .take(&forged.sign(&[&stranger]).unwrap(), &roots(), Source::Person)
+                .is_err()
+        );
         forged.keys.insert(key().public().key_id());
         assert!(
-            trust.take(&forged.sign(&[&key()]).unwrap(), &roots()).is_err(),
+            trust
+                .take(&forged.sign(&[&key()]).unwrap(), &roots(), Source::Person)
+                .is_err(),
             "a root key"
         );
         assert!(!trust.news(&roots()).nodes.contains(&peer(1)));

@@ -13,8 +13,8 @@ use beemesh_agent_identity::petition::{Answer, Petition, VALID_S};
 use beemesh_ids::Digest;
 use beemesh_init_api::NetworkConfig;
 use beemesh_joinpack_format::{
-    Admission, ApprovalCode, Assurance, Envelope, Membership, Pack, Refusal, RootChain, SecretKey, Timestamp,
-    Verified, Voucher,
+    Admission, ApprovalCode, Assurance, Envelope, Membership, Pack, Refusal, RootChain, SecretKey, Source,
+    Timestamp, Verified, Voucher,
 };
 use futures::future::join_all;
 use qrcode::render::unicode::Dense1x2;
@@ -79,7 +79,7 @@ impl Wish {
 
     /// The membership that an operator's voucher gives to the holder of `key`; refuses every other voucher.
     pub fn fulfil(&self, voucher: &Envelope, key: &SecretKey, system: Timestamp) -> Result<Joined, Refusal> {
-        let document = Voucher::verify(voucher, &self.judged_by)?;
+        let document = Voucher::verify(voucher, &self.judged_by, Source::Person)?;
         if document.admission != Admission::Approved {
             return Err(Refusal::Inconsistent {
                 what: "approval",

@@ -77,6 +77,7 @@ pub struct Cell {
     dropped: u64,
     pub(crate) revocation_digest: u64,
     pub(crate) snapshots: Vec<Vec<u8>>,
+    pub(crate) root_documents: Vec<Vec<u8>>,
 }
 
 impl Cell {
@@ -137,6 +138,7 @@ impl Cell {
             dropped: 0,
             revocation_digest: 0,
             snapshots: Vec::new(),
+            root_documents: Vec::new(),
             config,
         }
     }
@@ -167,6 +169,7 @@ impl Cell {
             Event::PodGone { pod_id } => self.on_pod_gone(&pod_id),
             Event::Recovered { pods } => self.on_recovered(pods),
             Event::Revocations(news) => self.on_revocations(news),
+            Event::Roots(news) => self.on_roots(news),
         }
         self.tick_placements();
         self.settle();
@@ -311,6 +314,7 @@ impl Cell {
             roster: self.roster.digest(),
             changes: self.desired.digest(),
             revocations: self.revocation_digest,
+            roots: self.root_version(),
             recovered: self.recovered,
             body,
         };
@@ -471,6 +475,7 @@ impl Cell {
             }
             Message::Revocations(envelope) => self.on_snapshot(envelope),
             Message::RevocationsWanted => self.send_snapshots(&from),
+            Message::Roots(documents) => self.on_root_documents(documents),
             Message::Envelope { id, age_ms, envelope } => self.on_envelope(id, age_ms, envelope),
             Message::Probe(probe) => self.on_probe(&from, probe),
             Message::Offer { key, round, offer } => self.on_offer(from, key, round, offer),
@@ -532,6 +537,7 @@ impl Cell {
             self.carry_out(effects);
         }
         let (roster, changes) = (heartbeat.roster, heartbeat.changes);
+        self.on_root_version(from, heartbeat.roots);
         self.on_revocation_digest(from, heartbeat.revocations);
         let was_heard = self
             .views

@@ -16,6 +16,7 @@ mod placement;
 mod reconcile;
 mod rendezvous;
 pub mod revocation;
+pub mod roots;
 mod roster;
 mod sync;
 mod views;
@@ -27,7 +28,7 @@ pub use grants::MAX_GRANTS;
 pub use holdings::{FREE_ROSTER, MAX_PODS};
 pub use model::{
     Capacity, CellConfig, Command, Event, GrantRecord, Key, MemberInfo, Millis, Persisted, PodReport, Record,
-    RecoveredPod, RevocationNews, Stamp, Tuning,
+    RecoveredPod, RevocationNews, RootNews, Stamp, Tuning,
 };
 pub use placement::{MAX_PLACEMENTS, MAX_RESERVATIONS};
 pub use roster::MAX_MEMBERS;

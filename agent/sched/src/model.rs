@@ -257,6 +257,9 @@ pub enum Event {
     /// What is revoked, verified: at the start and whenever more is known. From an operator, a stick, or after
     /// [`Command::VerifyRevocations`].
     Revocations(RevocationNews),
+    /// The chain of root documents, verified: at the start and whenever it is longer. From an operator, a stick, or after
+    /// [`Command::VerifyRoots`].
+    Roots(RootNews),
     /// What still runs. Sent once after the start, empty where nothing does: before it, no pod is taken.
     Recovered {
         /// The pods.
@@ -276,6 +279,13 @@ pub struct RevocationNews {
     pub nodes: BTreeSet<PeerId>,
     /// Vouchers.
     pub vouchers: BTreeSet<String>,
+}
+
+/// The chain of root documents.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RootNews {
+    /// Roots 1 to N as they were signed, at most [`crate::roots::MAX_ROOTS`].
+    pub documents: Vec<Vec<u8>>,
 }
 
 /// What the driver must do, in this order.
@@ -304,6 +314,11 @@ pub enum Command {
     VerifyRevocations {
         /// The signed envelope.
         envelope: Vec<u8>,
+    },
+    /// Verify root documents that a member handed on; then [`Event::Roots`] where the chain is longer by them.
+    VerifyRoots {
+        /// Signed envelopes, consecutive if the member is honest.
+        documents: Vec<Vec<u8>>,
     },
     /// This member is revoked. Close its connections, take none.
     Revoked {

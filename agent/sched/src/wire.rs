@@ -28,6 +28,11 @@ pub enum WireError {
     Malformed(String),
 }
 
+/// Bytes as CBOR has them: a list of numbers would be twice as long.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Blob(#[serde(with = "bytes")] pub Vec<u8>);
+
 /// One message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Message {
@@ -61,6 +66,8 @@ pub enum Message {
     Revocations(#[serde(with = "bytes")] Vec<u8>),
     /// Send the revocation snapshots.
     RevocationsWanted,
+    /// Signed root documents, consecutive.
+    Roots(Vec<Blob>),
     /// Would you take this pod? Reserves.
     Probe(Probe),
     /// Answer to a probe.
@@ -153,6 +160,9 @@ pub struct Heartbeat {
     /// Digest of what is revoked; 0 where nothing is known.
     #[serde(default)]
     pub revocations: u64,
+    /// How many root documents the sender's chain has; 0 where it does not say.
+    #[serde(default)]
+    pub roots: u32,
     /// The sender knows what it holds.
     pub recovered: bool,
     /// The body.

@@ -73,6 +73,48 @@ fn node_that_was_away_hears_of_a_revocation_when_it_returns() {
     assert!(cell.members().all(|(member, _)| *member != peer));
 }
 
+/// Root document `number`, with so many bytes.
+fn root(number: usize, bytes: usize) -> Vec<u8> {
+    format!("{number:04}{}", "r".repeat(bytes)).into_bytes()
+}
+
+#[test]
+fn node_that_was_away_for_ten_root_documents_walks_all_ten_even_in_pieces() {
+    for bytes in [1000, 200_000, 700_000] {
+        let mut world = World::settled(5, 4);
+        for n in 0..4 {
+            world.learn_roots(n, vec![root(1, bytes)]);
+        }
+        world.partition(&[0, 0, 0, 1]);
+        world.run(2000);
+        for number in 2..=11 {
+            // Each time at another node: what one learns all that are reachable learn at once.
+            world.learn_roots(number % 3, vec![root(number, bytes)]);
+            world.run(200);
+        }
+        let known: Vec<usize> = world.nodes.iter().map(|node| node.roots.len()).collect();
+        assert_eq!(known, [11, 11, 11, 1], "{bytes} bytes each");
+        world.heal();
+        // A piece with each heartbeat.
+        world.run(14_000);
+        assert_eq!(world.nodes[3].roots, world.nodes[0].roots, "{bytes} bytes each");
+    }
+}
+
+#[test]
+fn chain_never_gets_shorter_and_a_node_that_starts_anew_keeps_telling() {
+    let mut world = World::settled(6, 3);
+    let chain: Vec<_> = (1..=3).map(|number| root(number, 100)).collect();
+    for n in 0..3 {
+        world.learn_roots(n, chain[..1 + n].to_vec());
+    }
+    world.run(3000);
+    assert!(world.nodes.iter().all(|node| node.roots == chain));
+    world.learn_roots(0, chain[..1].to_vec());
+    world.run(1000);
+    assert!(world.nodes.iter().all(|node| node.roots == chain));
+}
+
 #[test]
 fn replicas_are_spread_over_the_nodes() {
     for seed in 0..20 {

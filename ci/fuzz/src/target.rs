@@ -4,8 +4,9 @@ use anyhow::{Context as _, Result};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use beemesh_ids::Digest;
 use beemesh_joinpack_format::{
-    Envelope, MANIFEST_PAYLOAD_TYPE, Membership, Pack, REQUEST_PAYLOAD_TYPE, REVOCATION_PAYLOAD_TYPE, Receipt,
-    Request, RevocationSet, RootChain, SecretKey, Timestamp, limits,
+    Envelope, MANIFEST_PAYLOAD_TYPE, Membership, Pack, REQUEST_PAYLOAD_TYPE, REVOCATION_PAYLOAD_TYPE,
+    ROOT_PAYLOAD_TYPE, Receipt, Request, RevocationSet, Role, RootChain, SecretKey, Source, Timestamp,
+    limits,
 };
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ pub enum Target {
     Joinpack,
     /// A manifest that a careless holder of the enrolment key signed: the way past the signatures.
     Manifest,
-    /// The documents that come over the network: credentials, revocations, receipts.
+    /// The documents that come over the network: credentials, revocations, receipts, root documents.
     Documents,
     /// Requests that machines leave on a stick, as files and as what the machine's key may have signed.
     Requests,
@@ -98,15 +99,35 @@ fn documents(data: &[u8]) {
     if let Ok(envelope) = Envelope::parse(data, limits::REVOCATION_LIMIT) {
         assert_eq!(envelope.to_json(), data, "one text for one envelope");
     }
+    // The way past the signatures of a successor: what the root keys may have signed.
+    if let Some(roots) = roots() {
+        let signed = Envelope::sign(ROOT_PAYLOAD_TYPE, data, &[&key("root-1"), &key("root-2")]);
+        if let Ok(longer) = roots.extend(&[signed]) {
+            assert!(longer.version() >= roots.version() && longer.fabric_id() == roots.fabric_id());
+            let root = longer.current();
+            assert!(
+                root.roles
+                    .get(&Role::Root)
+                    .is_some_and(|spec| spec.limits.is_empty())
+            );
+            let again: Result<beemesh_joinpack_format::Root, _> =
+                serde_json::to_vec(root).and_then(|text| serde_json::from_slice(&text));
+            assert!(again.is_ok_and(|again| again == *root));
+        }
+    }
     // The way past the signature: what an operator may have signed.
     let Some(roots) = roots() else { return };
     let signed = Envelope::sign(REVOCATION_PAYLOAD_TYPE, data, &[&key("operator")]);
     let mut set = RevocationSet::default();
-    if set.take(&signed, roots).is_ok() {
+    if set.take(&signed, roots, Source::Member).is_ok() {
         let union = set.union(roots.fabric_id());
         assert!(union.nodes.len() <= limits::REVOKED && union.vouchers.len() <= limits::REVOKED);
         assert!(union.keys.is_empty(), "an operator revokes no keys");
-        assert_eq!(set.take(&signed, roots), Ok(false), "the same again is no news");
+        assert_eq!(
+            set.take(&signed, roots, Source::Member),
+            Ok(false),
+            "the same again is no news"
+        );
     }
 }
 
@@ -176,7 +197,10 @@ fn documents_of(joinpack: &[u8]) -> Vec<Vec<u8>> {
     let vouchers = list("vouchers")
         .into_iter()
         .filter_map(|entry| entry.get("envelope").cloned());
-    let envelopes = list("revocations").into_iter().chain(vouchers);
+    let envelopes = list("revocations")
+        .into_iter()
+        .chain(vouchers)
+        .chain(list("roots"));
     let texts = envelopes.filter_map(|envelope| serde_json::to_vec(&envelope).ok());
     texts
         .flat_map(|text| [payload(&text).unwrap_or_default(), text])

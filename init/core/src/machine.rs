@@ -88,7 +88,7 @@ pub enum Outcome {
     Done,
     /// There was nothing to do; for [`Job::MountStick`]: no join stick.
     Nothing,
-    /// It failed.
+    /// It failed; for [`Job::MountStick`]: it is a join stick, and cannot be mounted.
     Failed,
 }
 
@@ -633,7 +633,7 @@ impl Init {
                 self.disk_loaders.retain(|disks| *disks != batch);
                 self.load_pending()
             }
-            Job::MountStick(device) => self.sticks.probed(&device, outcome == Outcome::Done),
+            Job::MountStick(device) => self.sticks.probed(&device, outcome),
             Job::UnmountStick => self.sticks.unmounted(),
             Job::LinkDevices { there, gone } => {
                 self.links.ended(&there, &gone);

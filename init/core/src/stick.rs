@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::machine::{Command, Job};
+use crate::machine::{Command, Job, Outcome};
 
 /// Block devices that are remembered; more are ignored until one goes away.
 pub(crate) const DEVICES_LIMIT: usize = 256;
@@ -92,14 +92,21 @@ impl Sticks {
         commands
     }
 
-    pub(crate) fn probed(&mut self, device: &str, mounted: bool) -> Vec<Command> {
+    pub(crate) fn probed(&mut self, device: &str, outcome: Outcome) -> Vec<Command> {
         let known = self
             .devices
             .get_mut(device)
             .map(|probe| *probe = Probe::Done)
             .is_some();
-        if !mounted {
-            return self.probe();
+        if outcome != Outcome::Done {
+            let mut commands = self.probe();
+            if outcome == Outcome::Failed && known {
+                commands.push(Command::Say(format!(
+                    "beemesh: the join stick ({device}) cannot be read: it is damaged, or no genuine one; write it again, or use \
+                     another"
+                )));
+            }
+            return commands;
         }
         if !known {
             // It went away while it was being mounted: nobody was told of it yet. What lies below goes with it, and is

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use beemesh_init_api::{JOIN_LABEL, path};
 use beemesh_init_core::modules::{DISKS, PODS, STATE_VOLUME, URGENT, is_disk_controller, urgency};
+use beemesh_init_core::spec::Calls;
 use beemesh_init_core::uevent::parse_sysfs;
 use beemesh_init_core::volume::{BOOT_SECTOR, ROOT_DIRECTORY_BYTES, parse_boot_sector, parse_root_label};
 use beemesh_init_core::{Job, LEAST_DISKS_MS, Outcome};
@@ -20,6 +21,7 @@ use crate::closing::close_disks;
 use crate::crash;
 use crate::links::link_devices;
 use crate::loader::{Loader, log};
+use crate::sandbox::{ConfineError, confine};
 
 /// Exit code of [`Outcome::Nothing`].
 const NOTHING: u8 = 3;
@@ -103,7 +105,7 @@ pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
     }
 }
 
-fn report(result: Result<bool, StepError>) -> Outcome {
+fn report<E: std::error::Error + 'static>(result: Result<bool, E>) -> Outcome {
     match result {
         Ok(true) => Outcome::Done,
         Ok(false) => Outcome::Nothing,
@@ -222,8 +224,24 @@ fn modaliases() -> BTreeSet<String> {
 
 // The stick.
 
-/// `Ok(true)`: mounted; `Ok(false)`: not a join stick, or there is one already.
-fn mount_stick(device: &str) -> Result<bool, StepError> {
+/// Why a stick was not mounted.
+#[derive(Debug, thiserror::Error)]
+enum StickError {
+    #[error(transparent)]
+    Step(#[from] StepError),
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
+}
+
+/// `Ok(true)`: mounted; `Ok(false)`: not a join stick. A failure is that of a join stick.
+///
+/// What is on the device was written by strangers, so before its first byte is read this child keeps only what it takes to
+/// load drivers and to mount, and before the kernel reads the file system only what it takes to mount.
+fn mount_stick(device: &str) -> Result<bool, StickError> {
+    confine(
+        &["CAP_SYS_ADMIN", "CAP_SYS_MODULE"],
+        &[Calls::Mounts, Calls::Modules],
+    )?;
     let node = format!("/dev/{device}");
     // A reader without a card says ENOMEDIUM: nothing to mount is not a failure.
     let Ok(mut file) = File::open(&node) else {
@@ -237,12 +255,15 @@ fn mount_stick(device: &str) -> Result<bool, StepError> {
         return Ok(false);
     };
     if fat.label != JOIN_LABEL && !is_named_by_partition(device) {
-        file.seek(SeekFrom::Start(fat.root_directory))
-            .attempt("read", &node)?;
         let mut directory = Vec::new();
-        file.take(ROOT_DIRECTORY_BYTES as u64)
-            .read_to_end(&mut directory)
-            .attempt("read", &node)?;
+        let read = file
+            .seek(SeekFrom::Start(fat.root_directory))
+            .and_then(|_| file.take(ROOT_DIRECTORY_BYTES as u64).read_to_end(&mut directory));
+        if let Err(error) = read {
+            // Whose label cannot be read is not known to be a join stick.
+            eprintln!("failed to read `{node}`: {error}");
+            return Ok(false);
+        }
         if parse_root_label(&directory).as_deref() != Some(JOIN_LABEL) {
             return Ok(false);
         }
@@ -257,6 +278,7 @@ fn mount_stick(device: &str) -> Result<bool, StepError> {
             let _ = loader.load(module);
         }
     }
+    confine(&["CAP_SYS_ADMIN"], &[Calls::Mounts])?;
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(
         Some(node.as_str()),

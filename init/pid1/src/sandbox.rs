@@ -89,6 +89,27 @@ fn prepare(arguments: &[String]) -> Result<Command, SandboxError> {
     Ok(command)
 }
 
+/// Why a child could not give up what it does not need.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfineError {
+    #[error("failed to give up capabilities")]
+    Capabilities(#[source] caps::errors::CapsError),
+    #[error("failed to forbid system calls")]
+    Calls(#[source] seccompiler::Error),
+}
+
+/// From now on this thread, and what it starts, has these capabilities at most and makes no other calls of the groups that
+/// are denied to services. What was given up once does not come back.
+pub fn confine(capabilities: &[&str], allowed: &'static [Calls]) -> Result<(), ConfineError> {
+    drop_capabilities(capabilities).map_err(ConfineError::Capabilities)?;
+    let sandbox = Sandbox {
+        capabilities: &[],
+        allowed,
+        view: View::Shared,
+    };
+    forbid_calls(&sandbox).map_err(ConfineError::Calls)
+}
+
 fn enter_view(view: View) -> Result<(), StepError> {
     let View::Private {
         writable,
@@ -303,6 +324,40 @@ mod tests {
         assert_eq!(mounted, Err(nix::errno::Errno::EPERM));
         assert!(ran);
         assert_eq!(no_new_privs, Ok(true));
+    }
+
+    #[test]
+    fn confined_thread_mounts_and_can_do_nothing_else() {
+        let confined = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNS).expect("this test needs root");
+            change("/", MsFlags::MS_REC | MsFlags::MS_PRIVATE).unwrap();
+            confine(
+                &["CAP_SYS_ADMIN", "CAP_SYS_MODULE"],
+                &[Calls::Mounts, Calls::Modules],
+            )
+            .unwrap();
+            // Less each time, and never more again.
+            confine(&["CAP_SYS_ADMIN"], &[Calls::Mounts]).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let kept = caps::read(None, CapSet::Effective).unwrap();
+            let bound = caps::read(None, CapSet::Bounding).unwrap();
+            let mounted = mount(
+                Some("x"),
+                folder.path(),
+                Some("tmpfs"),
+                MsFlags::MS_RDONLY,
+                None::<&str>,
+            );
+            let unshared = unshare(CloneFlags::CLONE_NEWNET);
+            let again = drop_capabilities(&["CAP_SYS_ADMIN", "CAP_SYS_MODULE"]);
+            let after = caps::read(None, CapSet::Permitted).unwrap();
+            nix::mount::umount(folder.path()).unwrap();
+            (kept, bound, mounted, unshared, again.is_ok(), after)
+        });
+        let (kept, bound, mounted, unshared, _, after) = confined.join().unwrap();
+        let admin = HashSet::from([Capability::CAP_SYS_ADMIN]);
+        assert_eq!((&kept, &bound, &after), (&admin, &admin, &admin));
+        assert_eq!((mounted, unshared), (Ok(()), Err(nix::errno::Errno::EPERM)));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use crate::chance;
 use crate::fabric::Fabric;
 use crate::failure::{Failure, invalid};
+use crate::keyring;
 use crate::media::PIECE;
 use crate::plan::Plan;
 use anyhow::{Context as _, anyhow};
@@ -13,7 +14,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use beemesh_firmware_credential::EndorsementKey;
 use beemesh_ids::{Digest, DigestHasher};
 use beemesh_joinpack_format::{
-    Admission, ImageEntry, Manifest, PackVoucher, Refusal, SealedKey, SecretKey, StatePolicy, Voucher,
+    Admission, ImageEntry, MANIFEST_PAYLOAD_TYPE, Manifest, PackVoucher, Refusal, SealedKey, SecretKey,
+    StatePolicy, VOUCHER_PAYLOAD_TYPE, Voucher,
 };
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -45,7 +47,6 @@ pub fn draft(fabric: &Fabric, plan: Plan) -> Result<Draft, Failure> {
         archives.insert(digest, path);
         images.push(ImageEntry { name, digest, size });
     }
-    let signers: Vec<&SecretKey> = fabric.enrolment.iter().collect();
     let issued = chance::now();
     let expires = issued.plus_seconds(plan.expires);
     let mut vouchers = Vec::new();
@@ -67,7 +68,11 @@ pub fn draft(fabric: &Fabric, plan: Plan) -> Result<Draft, Failure> {
             ek: sealed_key.as_ref().map(|sealed| sealed.ek),
         };
         vouchers.push(PackVoucher {
-            envelope: voucher.sign(&signers).map_err(as_input)?,
+            envelope: keyring::sign(
+                VOUCHER_PAYLOAD_TYPE,
+                &voucher.to_payload().map_err(as_input)?,
+                &fabric.enrolment,
+            )?,
             // In the clear or sealed, never both.
             one_time_key: sealed_key.is_none().then_some(one_time_key),
             sealed_key,
@@ -98,7 +103,9 @@ pub fn draft(fabric: &Fabric, plan: Plan) -> Result<Draft, Failure> {
         approval: plan.approval,
         requests: plan.requests,
     };
-    let joinpack = manifest.sign(&signers).map_err(as_input)?.to_json();
+    let payload = manifest.to_payload().map_err(as_input)?;
+    let signed = keyring::sign(MANIFEST_PAYLOAD_TYPE, &payload, &fabric.enrolment)?;
+    let joinpack = Manifest::check_length(signed).map_err(as_input)?.to_json();
     Ok(Draft {
         manifest,
         joinpack,

@@ -11,11 +11,13 @@
 
 use crate::chance;
 use crate::failure::{Failure, invalid};
+use crate::keyring::{self, Key, KeyArgs};
+use crate::succession::name;
 use anyhow::{Context as _, anyhow};
 use beemesh_ids::FabricId;
 use beemesh_joinpack_format::{
-    Envelope, KeyId, OperatorContext, PublicKey, Refusal, RevocationSet, Revocations, Role, RoleSpec, Root,
-    RootChain, SecretKey, Timestamp, limits,
+    Act, Envelope, KeyId, OperatorContext, PublicKey, REVOCATION_PAYLOAD_TYPE, Refusal, RevocationSet,
+    Revocations, Role, RoleSpec, Root, RootChain, SecretKey, Source, Timestamp, limits,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
@@ -27,18 +29,34 @@ use ulid::Ulid;
 
 /// Snapshots of what is revoked.
 const REVOCATIONS: &str = "revocations.json";
+/// Files of keys of one role in a folder.
+const MOST_FILES: usize = 1000;
 /// Most root keys of a new fabric.
 const ROOT_KEYS: u32 = 16;
 
 /// A key file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct KeyFile {
+pub struct KeyFile {
     version: u32,
     role: Role,
     key_id: KeyId,
     public: PublicKey,
-    secret: SecretKey,
+    /// The secret half.
+    pub secret: SecretKey,
+}
+
+impl KeyFile {
+    fn new(role: Role, secret: SecretKey) -> Self {
+        let public = secret.public();
+        Self {
+            version: 1,
+            role,
+            key_id: public.key_id(),
+            public,
+            secret,
+        }
+    }
 }
 
 /// `fabric.json`: for people and scripts. Nothing is decided by it.
@@ -62,8 +80,8 @@ pub struct FabricInfo {
 pub struct Fabric {
     /// The verified chain.
     pub roots: RootChain,
-    /// Enrolment keys found in the folder, as many as the threshold demands.
-    pub enrolment: Vec<SecretKey>,
+    /// Enrolment keys, as many as the threshold demands.
+    pub enrolment: Vec<Key>,
     /// What is revoked.
     pub revoked: RevocationSet,
     dir: PathBuf,
@@ -128,6 +146,7 @@ fn populate(dir: &Path, name: &str, root_keys: u32, threshold: u32) -> Result<Fa
             .map(|(_, key)| key.key_id())
             .collect(),
         threshold: if role == Role::Root { threshold } else { 1 },
+        ..RoleSpec::default()
     };
     let root = Root {
         fabric_name: name.to_owned(),
@@ -158,14 +177,7 @@ fn populate(dir: &Path, name: &str, root_keys: u32, threshold: u32) -> Result<Fa
         .create(dir.join("keys"))
         .with_context(|| format!("failed to create `{}`", dir.display()))?;
     for (file, role, secret) in keys {
-        let public = secret.public();
-        let content = KeyFile {
-            version: 1,
-            role,
-            key_id: public.key_id(),
-            public,
-            secret,
-        };
+        let content = KeyFile::new(role, secret);
         write_new(&dir.join("keys").join(format!("{file}.json")), &content, 0o600)?;
     }
     write_new(
@@ -183,7 +195,7 @@ fn populate(dir: &Path, name: &str, root_keys: u32, threshold: u32) -> Result<Fa
 }
 
 /// What the format refuses here, the operator typed.
-fn as_input(refusal: Refusal) -> Failure {
+pub fn as_input(refusal: Refusal) -> Failure {
     Failure::Invalid(anyhow!("{refusal}"))
 }
 
@@ -203,7 +215,7 @@ fn write_new<T: Serialize>(path: &Path, content: &T, mode: u32) -> Result<(), Fa
 }
 
 /// Reads a JSON file of at most [`limits::OPERATOR_LIMIT`] bytes that the operator keeps.
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Failure> {
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Failure> {
     let limit = limits::OPERATOR_LIMIT;
     let mut text = Vec::new();
     let file = File::open(path)
@@ -227,33 +239,34 @@ pub fn load_roots(path: &Path) -> Result<RootChain, Failure> {
     Ok(RootChain::bootstrap(&envelopes)?)
 }
 
-/// The keys in `dir` that a role demands, as many as must sign.
-fn find_keys(dir: &Path, roots: &RootChain, role: Role) -> Result<Vec<SecretKey>, Failure> {
-    let keys = roots.role(role);
-    let mut found: Vec<SecretKey> = Vec::new();
-    let entries =
-        fs::read_dir(dir.join("keys")).with_context(|| format!("failed to read `{}/keys`", dir.display()))?;
-    for entry in entries {
-        let path = entry
-            .with_context(|| format!("failed to read `{}/keys`", dir.display()))?
-            .path();
-        if path.extension().is_none_or(|extension| extension != "json") {
+/// The keys in `dir`, and among those named on the command line, that an act demands: as many as must sign.
+fn find_keys(dir: &Path, roots: &RootChain, act: Act<'_>, more: &KeyArgs) -> Result<Vec<Key>, Failure> {
+    // The first is the one that this tool signs as.
+    let role = act.roles().first().copied().unwrap_or(Role::Enrolment);
+    let demanded = roots.role(role);
+    let now = chance::now().max(roots.past());
+    let mut expired = None;
+    let mut found = Vec::new();
+    // Those that somebody named come first.
+    for key in keyring::distinct(more.open()?.into_iter().chain(keyring::in_folder(dir)?)) {
+        let id = keyring::id(&key);
+        if demanded.key(&id).is_none() || found.len() >= demanded.threshold() {
             continue;
         }
-        refuse_shared(&path)?;
-        let key: KeyFile = read_json(&path)?;
-        let known = keys.key(&key.secret.public().key_id()).is_some();
-        if known && found.len() < keys.threshold() && !found.contains(&key.secret) {
-            found.push(key.secret);
+        match roots.may(&id, act, now) {
+            Ok(()) => found.push(key),
+            Err(refusal) => expired = Some(refusal),
         }
     }
-    if found.len() < keys.threshold() {
+    if found.len() < demanded.threshold() {
+        let hint = expired.map_or_else(String::new, |refusal| format!(" ({refusal})"));
         invalid!(
-            "`{}/keys` holds {} of {} {role:?} keys that root document {} demands and nobody revoked: bring the missing key files",
-            dir.display(),
+            "{} of {} {} keys are here that root document {} demands and nobody revoked: bring the missing ones into `{}/keys`, or name each with --key{hint}",
             found.len(),
-            keys.threshold(),
-            roots.version()
+            demanded.threshold(),
+            name(role),
+            roots.version(),
+            dir.display()
         );
     }
     Ok(found)
@@ -261,7 +274,14 @@ fn find_keys(dir: &Path, roots: &RootChain, role: Role) -> Result<Vec<SecretKey>
 
 impl Fabric {
     /// Reads the folder and finds the enrolment keys that the newest root demands and nobody revoked.
-    pub fn load(dir: &Path) -> Result<Self, Failure> {
+    pub fn load(dir: &Path, keys: &KeyArgs) -> Result<Self, Failure> {
+        let fabric = Self::open(dir)?;
+        let enrolment = find_keys(dir, &fabric.roots, Act::Enrol, keys)?;
+        Ok(Self { enrolment, ..fabric })
+    }
+
+    /// Reads the folder, without keys.
+    pub fn open(dir: &Path) -> Result<Self, Failure> {
         let roots = load_roots(&dir.join("root.json"))?;
         let path = dir.join(REVOCATIONS);
         let held: Vec<Envelope> = if path.exists() {
@@ -271,21 +291,19 @@ impl Fabric {
         };
         let mut revoked = RevocationSet::default();
         for envelope in held.iter().take(limits::SNAPSHOTS) {
-            revoked.take(envelope, &roots)?;
+            revoked.take(envelope, &roots, Source::Member)?;
         }
-        let roots = roots.without(revoked.keys());
-        let enrolment = find_keys(dir, &roots, Role::Enrolment)?;
         Ok(Self {
-            roots,
-            enrolment,
+            roots: roots.without(revoked.keys()),
+            enrolment: Vec::new(),
             revoked,
             dir: dir.to_owned(),
         })
     }
 
-    /// The keys in the folder that a role demands.
-    pub fn keys_of(&self, role: Role) -> Result<Vec<SecretKey>, Failure> {
-        find_keys(&self.dir, &self.roots, role)
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// What is revoked, as of `at`: snapshots for a pack.
@@ -295,37 +313,134 @@ impl Fabric {
         // Revoked keys stay in the snapshot that recovery signed.
         union.keys.clear();
         let mut all = self.revoked.clone();
-        let signers: Vec<&SecretKey> = self.enrolment.iter().collect();
-        all.take(&union.sign(&signers)?, &self.roots)?;
+        let signed = keyring::sign(REVOCATION_PAYLOAD_TYPE, &union.to_payload()?, &self.enrolment)?;
+        all.take(&signed, &self.roots, Source::Person)?;
         Ok(all.envelopes().cloned().collect())
     }
 
     /// Revokes what `more` names beside what is revoked already, and remembers it. Returns the snapshots.
-    pub fn revoke(&self, more: &Revocations) -> Result<Vec<Envelope>, Failure> {
-        let role = match more.keys.is_empty() {
-            true => Role::Enrolment,
-            false => Role::Recovery,
+    pub fn revoke(&self, more: &Revocations, keys: &KeyArgs) -> Result<Vec<Envelope>, Failure> {
+        let act = match more.keys.is_empty() {
+            true => Act::Enrol,
+            false => Act::RevokeKeys,
         };
-        let keys = self.keys_of(role)?;
+        let signers = find_keys(&self.dir, &self.roots, act, keys)?;
         let mut union = self.revoked.union(self.roots.fabric_id());
         union.add(more);
         union.issued = more.issued;
-        if role == Role::Enrolment {
+        if act == Act::Enrol {
             union.keys.clear();
         }
-        let signers: Vec<&SecretKey> = keys.iter().collect();
+        let payload = union.to_payload().map_err(as_input)?;
+        let signed = keyring::sign(REVOCATION_PAYLOAD_TYPE, &payload, &signers)?;
         let mut all = self.revoked.clone();
-        all.take(&union.sign(&signers).map_err(as_input)?, &self.roots)
-            .map_err(as_input)?;
+        all.take(&signed, &self.roots, Source::Person).map_err(as_input)?;
         let envelopes: Vec<Envelope> = all.envelopes().cloned().collect();
-        let mut text = serde_json::to_vec(&envelopes).context("failed to write JSON")?;
-        text.push(b'\n');
-        let path = self.dir.join(REVOCATIONS);
-        let staging = self.dir.join(format!("{REVOCATIONS}.new-{}", std::process::id()));
-        fs::write(&staging, &text)
-            .and_then(|()| fs::rename(&staging, &path))
-            .with_context(|| format!("failed to write `{}`", path.display()))?;
+        self.replace(REVOCATIONS, &envelopes, 0o644)?;
         Ok(envelopes)
+    }
+
+    /// What is revoked, so that it holds by `roots` too: what they do not bear out any more is signed again.
+    pub fn signed_again(&self, roots: &RootChain, keys: &KeyArgs) -> Result<Vec<Envelope>, Failure> {
+        let roots = roots.clone().without(self.revoked.keys());
+        let mut all = RevocationSet::default();
+        let (mut lost_keys, mut lost) = (
+            false,
+            Revocations::none(roots.fabric_id().clone(), Timestamp::EPOCH),
+        );
+        for envelope in self.revoked.envelopes() {
+            if all.take(envelope, &roots, Source::Member).is_err() {
+                let snapshot = Revocations::verify(envelope, &self.roots, Source::Member)?;
+                lost_keys |= !snapshot.keys.is_empty();
+                lost.add(&snapshot);
+            }
+        }
+        if lost.nodes.is_empty() && lost.vouchers.is_empty() && lost.keys.is_empty() {
+            return Ok(self.revoked.envelopes().cloned().collect());
+        }
+        // Root keys are not revoked but replaced.
+        let root = roots.role(Role::Root);
+        lost.keys.retain(|id| root.key(id).is_none());
+        lost.issued = chance::now().max(roots.past());
+        let act = if lost_keys { Act::RevokeKeys } else { Act::Enrol };
+        let signers = find_keys(&self.dir, &roots, act, keys)?;
+        let payload = lost.to_payload().map_err(as_input)?;
+        let signed = keyring::sign(REVOCATION_PAYLOAD_TYPE, &payload, &signers)?;
+        all.take(&signed, &roots, Source::Person).map_err(as_input)?;
+        Ok(all.envelopes().cloned().collect())
+    }
+
+    /// Writes a new key to a file of its own: an operator's into a context for `bmctl`.
+    pub fn write_key(&self, role: Role, secret: SecretKey, roots: &RootChain) -> Result<PathBuf, Failure> {
+        let file = |number: usize| match role {
+            Role::Operator => self.dir.join(format!("operator-{number}.json")),
+            _ => self
+                .dir
+                .join("keys")
+                .join(format!("{}-{number}.json", name(role))),
+        };
+        let free = (2..=MOST_FILES).map(file).find(|path| !path.exists());
+        let Some(path) = free else {
+            invalid!(
+                "`{}` is full of old keys of the role `{}`: move them away",
+                self.dir.display(),
+                name(role)
+            )
+        };
+        match role {
+            Role::Operator => {
+                let context = OperatorContext {
+                    version: 1,
+                    roots: roots.envelopes().to_vec(),
+                    key: secret,
+                };
+                write_new(&path, &context, 0o600)?;
+            }
+            _ => write_new(&path, &KeyFile::new(role, secret), 0o600)?,
+        }
+        Ok(path)
+    }
+
+    /// Makes `roots` the chain of this folder, and of the operators' contexts in it.
+    pub fn follow(&self, roots: &RootChain, snapshots: &[Envelope]) -> Result<(), Failure> {
+        let info: FabricInfo = read_json(&self.dir.join("fabric.json"))?;
+        self.replace("root.json", &roots.envelopes(), 0o644)?;
+        if !snapshots.is_empty() {
+            self.replace(REVOCATIONS, &snapshots, 0o644)?;
+        }
+        let current = roots.current();
+        let info = FabricInfo {
+            root_version: roots.version(),
+            roles: current.roles.clone(),
+            ..info
+        };
+        self.replace("fabric.json", &info, 0o644)?;
+        let failed = || format!("failed to read `{}`", self.dir.display());
+        for entry in fs::read_dir(&self.dir).with_context(failed)? {
+            let file = entry.with_context(failed)?.file_name();
+            let Some(file) = file
+                .to_str()
+                .filter(|file| file.starts_with("operator") && file.ends_with(".json"))
+            else {
+                continue;
+            };
+            refuse_shared(&self.dir.join(file))?;
+            let context: OperatorContext = read_json(&self.dir.join(file))?;
+            let context = OperatorContext {
+                roots: roots.envelopes().to_vec(),
+                ..context
+            };
+            self.replace(file, &context, 0o600)?;
+        }
+        Ok(())
+    }
+
+    /// Replaces a file of the folder whole.
+    fn replace<T: Serialize>(&self, file: &str, content: &T, mode: u32) -> Result<(), Failure> {
+        let staging = self.dir.join(format!("{file}.new-{}", std::process::id()));
+        write_new(&staging, content, mode)?;
+        let path = self.dir.join(file);
+        Ok(fs::rename(&staging, &path).with_context(|| format!("failed to write `{}`", path.display()))?)
     }
 
     /// A serial greater than that of every pack made from this folder; remembered by [`Fabric::remember`].
@@ -359,7 +474,7 @@ impl Fabric {
 }
 
 /// Secret files that others can read are not secret.
-fn refuse_shared(path: &Path) -> Result<(), Failure> {
+pub fn refuse_shared(path: &Path) -> Result<(), Failure> {
     let mode = fs::metadata(path)
         .with_context(|| format!("failed to read `{}`", path.display()))?
         .permissions()

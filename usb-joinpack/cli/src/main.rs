@@ -10,18 +10,22 @@ mod disk;
 mod dots;
 mod fabric;
 mod failure;
+mod keyring;
 mod media;
 mod plan;
 mod receipts;
 mod revoke;
+mod role;
 mod show;
 mod slice;
+mod succession;
 mod write;
 
 use anyhow::Context as _;
 use beemesh_joinpack_format::{Machine, Pack, RootChain, Timestamp, Verified};
 use clap::{Parser, Subcommand};
 use failure::{Failure, invalid};
+use keyring::KeyArgs;
 use media::Media;
 use show::{Form, PackView};
 use std::fs::File;
@@ -52,6 +56,8 @@ enum Command {
         out: PathBuf,
         #[command(flatten)]
         plan: Box<plan::PlanArgs>,
+        #[command(flatten)]
+        keys: KeyArgs,
         /// Show what would be made and write nothing
         #[arg(long)]
         dry_run: bool,
@@ -114,6 +120,8 @@ enum Command {
         fabric: PathBuf,
         #[command(flatten)]
         what: revoke::RevokeArgs,
+        #[command(flatten)]
+        keys: KeyArgs,
         /// Show what would be revoked and write nothing
         #[arg(long)]
         dry_run: bool,
@@ -127,6 +135,9 @@ enum Command {
 
 #[derive(Subcommand)]
 enum FabricCommand {
+    /// Which key may do what, and until when: each change is one more root document
+    #[command(subcommand)]
+    Role(role::RoleCommand),
     /// Makes a fabric: root and delegated keys in a new folder
     Init {
         /// The new folder
@@ -174,6 +185,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<(), Failure> {
     match command {
+        Command::Fabric(FabricCommand::Role(command)) => role::run(command),
         Command::Fabric(FabricCommand::Init {
             dir,
             name,
@@ -195,9 +207,10 @@ fn run(command: Command) -> Result<(), Failure> {
             fabric,
             out,
             plan,
+            keys,
             dry_run,
             output,
-        } => create(&fabric, &out, *plan, dry_run, output),
+        } => create(&fabric, &out, *plan, &keys, dry_run, output),
         Command::Inspect { pack, output } => {
             let pack = open(&pack, None, Timestamp::EPOCH, None)?.1;
             show::print(
@@ -253,9 +266,10 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Revoke {
             fabric,
             what,
+            keys,
             dry_run,
             output,
-        } => revoke::revoke(&fabric, what, dry_run, output),
+        } => revoke::revoke(&fabric, what, &keys, dry_run, output),
         Command::Receipts(arguments) => receipts::receipts(&arguments),
     }
 }
@@ -271,8 +285,15 @@ fn open(
     Ok((media, pack))
 }
 
-fn create(dir: &Path, out: &Path, plan: plan::PlanArgs, dry_run: bool, output: Form) -> Result<(), Failure> {
-    let fabric = fabric::Fabric::load(dir)?;
+fn create(
+    dir: &Path,
+    out: &Path,
+    plan: plan::PlanArgs,
+    keys: &KeyArgs,
+    dry_run: bool,
+    output: Form,
+) -> Result<(), Failure> {
+    let fabric = fabric::Fabric::load(dir, keys)?;
     let target = Target::resolve(out)?;
     match &target {
         Target::NewImage(_) => {}

@@ -3,6 +3,7 @@
 use crate::chance;
 use crate::fabric::Fabric;
 use crate::failure::{Failure, invalid};
+use crate::keyring::KeyArgs;
 use crate::show::{self, Form};
 use beemesh_ids::PeerId;
 use beemesh_joinpack_format::{KeyId, Revocations, Role};
@@ -37,8 +38,14 @@ struct View {
 }
 
 /// Revokes, in the folder of the fabric at `dir`.
-pub fn revoke(dir: &Path, what: RevokeArgs, dry_run: bool, output: Form) -> Result<(), Failure> {
-    let fabric = Fabric::load(dir)?;
+pub fn revoke(
+    dir: &Path,
+    what: RevokeArgs,
+    keys: &KeyArgs,
+    dry_run: bool,
+    output: Form,
+) -> Result<(), Failure> {
+    let fabric = Fabric::open(dir)?;
     let mut more = Revocations::none(fabric.roots.fabric_id().clone(), chance::now());
     more.nodes.extend(what.nodes);
     more.vouchers.extend(what.vouchers);
@@ -59,7 +66,7 @@ pub fn revoke(dir: &Path, what: RevokeArgs, dry_run: bool, output: Form) -> Resu
     all.add(&more);
     all.issued = more.issued;
     if !dry_run {
-        fabric.revoke(&more)?;
+        fabric.revoke(&more, keys)?;
     }
     let result = if dry_run { "would-revoke" } else { "revoked" };
     show::print(output, &View { result, all }, |view| {

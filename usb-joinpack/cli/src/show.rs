@@ -396,7 +396,7 @@ fn outcome_in_words(receipt: &ReceiptView) -> String {
 }
 
 /// A plain table, control characters removed: some of it was written by strangers.
-fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+pub fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = comfy_table::Table::new();
     table.load_preset(comfy_table::presets::NOTHING);
     table.set_header(head.iter().copied());

@@ -5,7 +5,7 @@
 //! make it anew from what it is about to sign, and needs to believe nobody.
 
 use crate::validate::{parse_payload, payload};
-use crate::{Envelope, Refusal, Role, RootChain, SecretKey, Timestamp};
+use crate::{Act, Deed, Envelope, Refusal, Role, RootChain, SecretKey, Source, Timestamp};
 use beemesh_ids::{Digest, FabricId, PeerId};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
@@ -121,17 +121,29 @@ impl Denial {
 
     /// The denial in `envelope`, if an operator of the fabric of `roots` signed it.
     pub fn verify(envelope: &Envelope, roots: &RootChain) -> Result<Self, Refusal> {
-        let payload = envelope.verify(DENIAL_PAYLOAD_TYPE, &roots.role(Role::Operator))?;
-        let denial: Self = parse_payload(WHAT, &payload)?;
-        if denial.fabric != *roots.fabric_id() {
-            let expected = roots.fabric_id().clone();
-            return Err(Refusal::OtherFabric {
-                what: WHAT,
-                found: denial.fabric,
-                expected,
-            });
-        }
-        Ok(denial)
+        roots.accept(envelope, Source::Person)
+    }
+}
+
+impl Deed for Denial {
+    const PAYLOAD_TYPE: &'static str = DENIAL_PAYLOAD_TYPE;
+    const WHAT: &'static str = WHAT;
+    const ROLES: &'static [Role] = &[Role::Operator];
+
+    fn read(payload: &[u8]) -> Result<Self, Refusal> {
+        parse_payload(WHAT, payload)
+    }
+
+    fn act(&self) -> Act<'_> {
+        Act::Approve
+    }
+
+    fn at(&self) -> Timestamp {
+        self.issued
+    }
+
+    fn fabric(&self) -> &FabricId {
+        &self.fabric
     }
 }
 

@@ -5,7 +5,7 @@
 //! Invariant: the payload comes out only through a check of its signatures.
 
 use crate::refusal::clean;
-use crate::{KeyId, Refusal, RoleKeys, SecretKey, limits};
+use crate::{KeyId, Refusal, RoleKeys, SecretKey, SignError, Signer, limits};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -64,6 +64,26 @@ impl Envelope {
         }
     }
 
+    /// As [`Envelope::sign`], by keys that may lie on tokens. Each signature is checked before it is taken.
+    ///
+    /// # Errors
+    /// A key did not sign, or not this.
+    pub fn sign_by(payload_type: &str, payload: &[u8], keys: &[&dyn Signer]) -> Result<Self, SignError> {
+        let message = pae(payload_type, payload);
+        let mut envelope = Self::sign(payload_type, payload, &[]);
+        for key in keys {
+            let (public, signature) = (key.public(), key.sign(&message)?);
+            if !public.verify(&message, &signature) {
+                return Err(format!("what was signed with key {} does not verify", public.key_id()).into());
+            }
+            envelope.signatures.push(Signature {
+                keyid: public.key_id(),
+                sig: STANDARD.encode(signature),
+            });
+        }
+        Ok(envelope)
+    }
+
     /// Reads an envelope of at most `limit` bytes. Refuses any other text than the one that [`Envelope::to_json`] gives.
     pub fn parse(bytes: &[u8], limit: usize) -> Result<Self, Refusal> {
         if bytes.len() > limit {
@@ -102,13 +122,31 @@ impl Envelope {
     /// The payload, if enough different keys of `role` signed it. Signatures of keys outside the role are not counted;
     /// a wrong signature of a key of the role is [`Refusal::BadSignature`].
     pub fn verify(&self, payload_type: &str, role: &RoleKeys) -> Result<Vec<u8>, Refusal> {
+        Ok(self.signers(payload_type, role)?.0)
+    }
+
+    /// As [`Envelope::verify`], with the ids of the role's keys that signed, at least as many as its threshold.
+    pub(crate) fn signers(
+        &self,
+        payload_type: &str,
+        role: &RoleKeys,
+    ) -> Result<(Vec<u8>, BTreeSet<KeyId>), Refusal> {
         self.judge(payload_type, role, Strangers::Ignored)
+    }
+
+    /// As [`Envelope::signers`], for [`Envelope::verify_all`].
+    pub(crate) fn signers_all(
+        &self,
+        payload_type: &str,
+        role: &RoleKeys,
+    ) -> Result<(Vec<u8>, BTreeSet<KeyId>), Refusal> {
+        self.judge(payload_type, role, Strangers::Refused)
     }
 
     /// Like [`Envelope::verify`], but a signature of a key outside the role is [`Refusal::UnknownKey`]: with
     /// [`Envelope::parse`] this leaves no bit of the text that could change unnoticed.
     pub fn verify_all(&self, payload_type: &str, role: &RoleKeys) -> Result<Vec<u8>, Refusal> {
-        self.judge(payload_type, role, Strangers::Refused)
+        Ok(self.signers_all(payload_type, role)?.0)
     }
 
     /// The payload before any check: only for finding the keys to check it with.
@@ -141,7 +179,12 @@ impl Envelope {
         Ok(())
     }
 
-    fn judge(&self, payload_type: &str, role: &RoleKeys, strangers: Strangers) -> Result<Vec<u8>, Refusal> {
+    fn judge(
+        &self,
+        payload_type: &str,
+        role: &RoleKeys,
+        strangers: Strangers,
+    ) -> Result<(Vec<u8>, BTreeSet<KeyId>), Refusal> {
         self.check_type(payload_type)?;
         self.check_form()?;
         let payload = self.unverified_payload()?;
@@ -162,7 +205,7 @@ impl Envelope {
                     key: signature.keyid.clone(),
                 });
             }
-            valid.insert(&signature.keyid);
+            valid.insert(signature.keyid.clone());
         }
         match stranger {
             Some(key) if valid.is_empty() || strangers == Strangers::Refused => Err(Refusal::UnknownKey {
@@ -174,7 +217,7 @@ impl Envelope {
                 have: valid.len(),
                 need: role.threshold(),
             }),
-            _ => Ok(payload),
+            _ => Ok((payload, valid)),
         }
     }
 }

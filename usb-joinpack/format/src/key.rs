@@ -134,6 +134,30 @@ impl SecretKey {
     }
 }
 
+/// Why a key did not sign: what the token that holds it says.
+pub type SignError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Something that signs with an Ed25519 key: the key itself, or a token that never gives it out.
+pub trait Signer {
+    /// The public half.
+    fn public(&self) -> PublicKey;
+    /// Signs `message`: 64 bytes (RFC 8032).
+    ///
+    /// # Errors
+    /// The token is gone or refuses.
+    fn sign(&self, message: &[u8]) -> Result<[u8; 64], SignError>;
+}
+
+impl Signer for SecretKey {
+    fn public(&self) -> PublicKey {
+        self.public()
+    }
+
+    fn sign(&self, message: &[u8]) -> Result<[u8; 64], SignError> {
+        Ok(self.sign(message))
+    }
+}
+
 impl fmt::Debug for SecretKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SecretKey(of {:?})", self.public())

@@ -5,6 +5,7 @@
 //! accessors); every count and length is bounded by [`limits`]; whatever is wrong is a [`Refusal`] and never a panic.
 
 mod approval;
+mod authority;
 mod blob;
 pub mod dsse;
 mod endorsement;
@@ -25,10 +26,11 @@ mod validate;
 mod voucher;
 
 pub use approval::{ApprovalCode, DENIAL_PAYLOAD_TYPE, Denial, NotACode};
+pub use authority::{Act, Deed, Grant, KeyLimits, Names, Source};
 pub use blob::{BlobCheck, blob_path};
 pub use dsse::Envelope;
 pub use endorsement::EndorsementFile;
-pub use key::{KeyId, PublicKey, SecretKey};
+pub use key::{KeyId, PublicKey, SecretKey, SignError, Signer};
 pub use limits::MANIFEST_LIMIT;
 pub use machine::Machine;
 pub use manifest::{

@@ -26,10 +26,14 @@ pub const DOCUMENT_LIMIT: usize = 64 * 1024;
 pub const SIGNATURES: usize = 32;
 /// Length of an envelope's payload type in bytes.
 pub const PAYLOAD_TYPE: usize = 128;
+/// Length of a root document's envelope in bytes: its payload and its signatures in base64.
+pub const ROOT_LIMIT: usize = 96 * 1024;
 /// Root documents in a chain.
 pub const ROOTS: usize = 1024;
 /// Keys in a root document.
 pub const KEYS: usize = 64;
+/// Parts of the scope of one operator's key.
+pub const SCOPE: usize = 32;
 /// Nodes in a manifest: the largest cell.
 pub const NODES: usize = 512;
 /// Vouchers in a manifest.

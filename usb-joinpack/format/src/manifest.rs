@@ -8,7 +8,7 @@ use crate::validate::{
     check_cidr, check_escape, check_image_name, check_ip, check_label, check_mac, check_peer, check_serial,
     check_ulid, payload,
 };
-use crate::{Envelope, Refusal, SecretKey, Timestamp, limits};
+use crate::{Act, Deed, Envelope, Refusal, Role, SecretKey, Timestamp, limits};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use beemesh_ids::{Digest, FabricId, NodeName};
 use serde::{Deserialize, Serialize};
@@ -208,12 +208,43 @@ struct Versioned {
     format: u32,
 }
 
+impl Deed for Manifest {
+    const PAYLOAD_TYPE: &'static str = MANIFEST_PAYLOAD_TYPE;
+    const WHAT: &'static str = WHAT;
+    const ROLES: &'static [Role] = &[Role::Enrolment];
+
+    fn read(payload: &[u8]) -> Result<Self, Refusal> {
+        Self::parse(payload)
+    }
+
+    fn act(&self) -> Act<'_> {
+        Act::Enrol
+    }
+
+    fn at(&self) -> Timestamp {
+        self.issued
+    }
+
+    fn fabric(&self) -> &FabricId {
+        &self.fabric
+    }
+}
+
 impl Manifest {
     /// Signs the manifest with each of `keys` (of the role [`crate::Role::Enrolment`]). Refuses one that no reader would
     /// accept, so that a bad pack is found where it is made.
     pub fn sign(&self, keys: &[&SecretKey]) -> Result<Envelope, Refusal> {
+        Self::check_length(Envelope::sign(MANIFEST_PAYLOAD_TYPE, &self.to_payload()?, keys))
+    }
+
+    /// What is signed. Refuses a manifest that no reader would accept.
+    pub fn to_payload(&self) -> Result<Vec<u8>, Refusal> {
         self.check()?;
-        let envelope = Envelope::sign(MANIFEST_PAYLOAD_TYPE, &payload(WHAT, self)?, keys);
+        payload(WHAT, self)
+    }
+
+    /// Refuses a signed manifest that no reader would read to its end.
+    pub fn check_length(envelope: Envelope) -> Result<Envelope, Refusal> {
         if envelope.to_json().len() > limits::MANIFEST_LIMIT {
             return Err(Refusal::TooLarge {
                 what: WHAT,
@@ -224,7 +255,7 @@ impl Manifest {
     }
 
     /// Reads a verified payload.
-    pub(crate) fn parse(payload: &[u8]) -> Result<Self, Refusal> {
+    fn parse(payload: &[u8]) -> Result<Self, Refusal> {
         let fail = |e: serde_json::Error| Refusal::malformed(WHAT, e);
         let version: Versioned = serde_json::from_slice(payload).map_err(fail)?;
         if version.format != FORMAT {

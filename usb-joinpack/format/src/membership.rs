@@ -4,7 +4,9 @@
 //! key of its peer id only by the caller's own check (the handshake); this module binds voucher and peer id together.
 
 use crate::validate::{parse_payload, payload};
-use crate::{Admission, Envelope, Refusal, RoleKeys, RootChain, SecretKey, Timestamp, Voucher, limits};
+use crate::{
+    Admission, Envelope, Refusal, RoleKeys, RootChain, SecretKey, Source, Timestamp, Voucher, limits,
+};
 use beemesh_ids::{FabricId, NodeName, PeerId};
 use serde::{Deserialize, Serialize};
 
@@ -108,9 +110,10 @@ impl Membership {
     }
 
     /// Who shows this credential, if the fabric of `roots` signed its voucher and `peer` redeemed it in the voucher's time.
-    /// The voucher's expiry is judged by the time of the redemption: a member stays one.
+    /// The voucher's expiry is judged by the time of the redemption, that of the key that signed it by the time of the voucher:
+    /// a member stays one.
     pub fn verify(&self, roots: &RootChain, peer: &PeerId) -> Result<Member, Refusal> {
-        self.verify_redemption(Voucher::verify(&self.voucher, roots)?, peer)
+        self.verify_redemption(Voucher::verify(&self.voucher, roots, Source::Member)?, peer)
     }
 
     /// As [`Membership::verify`], for a member that the caller knew already: an enrolment key that was revoked since

@@ -37,7 +37,8 @@ impl OperatorContext {
         Ok(context)
     }
 
-    /// The verified root chain; [`Refusal::UnknownKey`] if the key has not the role [`Role::Operator`].
+    /// The verified root chain; [`Refusal::UnknownKey`] if the key has not the role [`Role::Operator`]. Whether it has expired
+    /// is for the fabric to say, which may know a newer root document.
     pub fn chain(&self) -> Result<RootChain, Refusal> {
         let chain = RootChain::bootstrap(&self.roots)?;
         let id = self.key.public().key_id();

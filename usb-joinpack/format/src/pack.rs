@@ -7,7 +7,10 @@ use crate::blob::blob_path;
 use crate::manifest::{MANIFEST_PAYLOAD_TYPE, Manifest, PackVoucher};
 use crate::refusal::clean;
 use crate::validate::check_escape;
-use crate::{Admission, Envelope, Refusal, RevocationSet, Role, RootChain, Timestamp, Voucher, limits};
+use crate::{
+    Admission, Deed as _, Envelope, Refusal, RevocationSet, Role, RootChain, Source, Timestamp, Voucher,
+    limits,
+};
 use beemesh_ids::{Digest, NodeName};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -90,16 +93,11 @@ impl Pack<Unverified> {
                 trusted.extend(own.envelopes())?
             }
         };
-        let payload = envelope.verify_all(MANIFEST_PAYLOAD_TYPE, &roots.role(Role::Enrolment))?;
-        let manifest = Manifest::parse(&payload)?;
-        if manifest.fabric != *roots.fabric_id() {
-            let expected = roots.fabric_id().clone();
-            return Err(Refusal::OtherFabric {
-                what: WHAT,
-                found: manifest.fabric,
-                expected,
-            });
-        }
+        let roots = roots.as_of(floor);
+        // Signatures of strangers are refused too: then no bit of the file can change unnoticed.
+        let keys = roots.role(Role::Enrolment);
+        let (payload, signers) = envelope.signers_all(MANIFEST_PAYLOAD_TYPE, &keys)?;
+        let manifest = roots.check_fabric(Manifest::read(&payload)?)?;
         if manifest.expires < floor {
             return Err(Refusal::Expired {
                 what: WHAT,
@@ -113,9 +111,11 @@ impl Pack<Unverified> {
                 applied: clean(applied),
             });
         }
+        roots.check_signers(Role::Enrolment, &signers, &manifest, Source::Person)?;
         let mut revocations = RevocationSet::default();
         for envelope in &manifest.revocations {
-            revocations.take(envelope, &roots)?;
+            // Who signed the pack vouches for what it holds, so a key that signed it may have expired since.
+            revocations.take(envelope, &roots, Source::Member)?;
         }
         let vouchers = verify_vouchers(&manifest, &roots)?;
         Ok(Pack {
@@ -218,7 +218,7 @@ fn verify_vouchers(manifest: &Manifest, roots: &RootChain) -> Result<Vec<Voucher
     let mut ids = BTreeSet::new();
     let mut vouchers = Vec::with_capacity(manifest.vouchers.len());
     for entry in &manifest.vouchers {
-        let voucher = Voucher::verify(&entry.envelope, roots)?;
+        let voucher = Voucher::verify(&entry.envelope, roots, Source::Person)?;
         let node = nodes.remove(&voucher.node);
         let key_fits = match (&entry.one_time_key, &entry.sealed_key) {
             (Some(key), None) => voucher.ek.is_none() && key.public() == voucher.key,

@@ -65,6 +65,32 @@ pub enum Refusal {
         /// The unknown key.
         key: KeyId,
     },
+    /// Signed, or asked for, with a key whose time is over.
+    #[error("key {key} expired on {expired}, and it is at least {now}: it may not {act} any more; {help}")]
+    KeyExpired {
+        /// The key.
+        key: KeyId,
+        /// What was to be done.
+        act: String,
+        /// Until when it signed.
+        expired: Timestamp,
+        /// The time it was judged by.
+        now: Timestamp,
+        /// Who can do it.
+        help: String,
+    },
+    /// Signed, or asked for, with a key that may do other things.
+    #[error("key {key} may not {act}: its scope is {scope}; {help}")]
+    OutOfScope {
+        /// The key.
+        key: KeyId,
+        /// What was to be done.
+        act: String,
+        /// What the key may do.
+        scope: String,
+        /// Who can do it.
+        help: String,
+    },
     /// Fewer different trusted keys signed than the fabric demands.
     #[error(
         "the {what} carries {have} of {need} necessary signatures; the operator must sign it with more keys"
@@ -229,6 +255,8 @@ impl Refusal {
             Self::WrongVersion { .. } => "wrong-version",
             Self::BadSignature { .. } => "bad-signature",
             Self::UnknownKey { .. } => "unknown-key",
+            Self::KeyExpired { .. } => "key-expired",
+            Self::OutOfScope { .. } => "out-of-scope",
             Self::ThresholdNotMet { .. } => "threshold-not-met",
             Self::Expired { .. } => "expired",
             Self::NotYetValid { .. } => "not-yet-valid",
@@ -251,7 +279,7 @@ impl Refusal {
     }
 
     /// A [`Refusal::Malformed`] whose reason is cleaned and cut.
-    pub(crate) fn malformed(what: &'static str, reason: impl std::fmt::Display) -> Self {
+    pub fn malformed(what: &'static str, reason: impl std::fmt::Display) -> Self {
         Self::Malformed {
             what,
             reason: clean(&reason.to_string()),

@@ -88,7 +88,10 @@ impl Request {
             });
         }
         self.machine.macs.iter().try_for_each(|mac| check_mac(mac))?;
-        self.machine.serial.iter().try_for_each(|text| check_serial(text))?;
+        self.machine
+            .serial
+            .iter()
+            .try_for_each(|text| check_serial(text))?;
         if self.boot_id.len() > BOOT_ID || clean(&self.boot_id) != self.boot_id {
             return Err(Refusal::malformed(WHAT, "its boot id is none"));
         }
@@ -220,7 +223,9 @@ mod tests {
         assert_eq!(odd.to_envelope(&key).map_err(|r| r.code()), Err("malformed"));
         // The most that fits: nothing is left out, and nothing is past the file's bound.
         let mut full = request(&key);
-        full.machine.macs = (0..limits::CARDS).map(|n| format!("52:54:00:00:00:{n:02x}")).collect();
+        full.machine.macs = (0..limits::CARDS)
+            .map(|n| format!("52:54:00:00:00:{n:02x}"))
+            .collect();
         full.machine.ek = Some(EndorsementFile::new(&[1; 512], Some(&[2; 8 * 1024])));
         full.chain = Some(STANDARD.encode([3; limits::CHAIN]));
         let text = full.to_envelope(&key).unwrap().to_json();
@@ -248,7 +253,10 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         let most = limits::REQUESTS;
-        assert_eq!(surplus_requests(of(most - 1, Some(SERIAL)), SERIAL), Some(Vec::new()));
+        assert_eq!(
+            surplus_requests(of(most - 1, Some(SERIAL)), SERIAL),
+            Some(Vec::new())
+        );
         assert_eq!(surplus_requests(of(most, Some(SERIAL)), SERIAL), None);
         let mixed = [of(most - 2, Some(SERIAL)), of(1, Some(OLDER)), of(1, None)].concat();
         assert_eq!(

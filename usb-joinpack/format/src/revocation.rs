@@ -5,7 +5,7 @@
 //! know of another's, takes anything back, and the order of their arrival does not matter.
 
 use crate::validate::{ascending, check_ulid, payload};
-use crate::{Envelope, KeyId, Refusal, Role, RootChain, SecretKey, Timestamp, limits};
+use crate::{Act, Deed, Envelope, KeyId, Refusal, Role, RootChain, SecretKey, Source, Timestamp, limits};
 use beemesh_ids::{Digest, DigestHasher, FabricId, PeerId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -34,6 +34,34 @@ pub struct Revocations {
     pub keys: BTreeSet<KeyId>,
 }
 
+impl Deed for Revocations {
+    const PAYLOAD_TYPE: &'static str = REVOCATION_PAYLOAD_TYPE;
+    const WHAT: &'static str = WHAT;
+    const ROLES: &'static [Role] = &[Role::Recovery, Role::Enrolment, Role::Operator];
+
+    fn read(payload: &[u8]) -> Result<Self, Refusal> {
+        check_length(payload)?;
+        let snapshot: Self = serde_json::from_slice(payload).map_err(|e| Refusal::malformed(WHAT, e))?;
+        snapshot.check()?;
+        Ok(snapshot)
+    }
+
+    fn act(&self) -> Act<'_> {
+        match self.keys.is_empty() {
+            true => Act::Revoke,
+            false => Act::RevokeKeys,
+        }
+    }
+
+    fn at(&self) -> Timestamp {
+        self.issued
+    }
+
+    fn fabric(&self) -> &FabricId {
+        &self.fabric
+    }
+}
+
 impl Revocations {
     /// A snapshot in which nothing is revoked.
     pub fn none(fabric: FabricId, issued: Timestamp) -> Self {
@@ -48,52 +76,21 @@ impl Revocations {
 
     /// Signs the snapshot with each of `keys`. Refuses one that no reader would accept.
     pub fn sign(&self, keys: &[&SecretKey]) -> Result<Envelope, Refusal> {
+        Ok(Envelope::sign(REVOCATION_PAYLOAD_TYPE, &self.to_payload()?, keys))
+    }
+
+    /// What is signed. Refuses a snapshot that no reader would accept.
+    pub fn to_payload(&self) -> Result<Vec<u8>, Refusal> {
         self.check()?;
         let payload = payload(WHAT, self)?;
         check_length(&payload)?;
-        Ok(Envelope::sign(REVOCATION_PAYLOAD_TYPE, &payload, keys))
+        Ok(payload)
     }
 
     /// The snapshot in `envelope`. Operators, enrolment and recovery may revoke nodes and vouchers; keys only recovery
     /// may, or one stolen key could shut out all the others.
-    pub fn verify(envelope: &Envelope, roots: &RootChain) -> Result<Self, Refusal> {
-        envelope.check_type(REVOCATION_PAYLOAD_TYPE)?;
-        envelope.check_form()?;
-        let mut refused = None;
-        for role in [Role::Recovery, Role::Enrolment, Role::Operator] {
-            match envelope.verify(REVOCATION_PAYLOAD_TYPE, &roots.role(role)) {
-                Ok(payload) => return Self::read(&payload, roots, role, envelope),
-                Err(refusal @ Refusal::UnknownKey { .. }) => refused = refused.or(Some(refusal)),
-                Err(refusal) => return Err(refusal),
-            }
-        }
-        // Three roles were asked, each either answered or refused.
-        Err(refused.unwrap_or(Refusal::ThresholdNotMet {
-            what: WHAT.to_owned(),
-            have: 0,
-            need: 1,
-        }))
-    }
-
-    fn read(payload: &[u8], roots: &RootChain, by: Role, envelope: &Envelope) -> Result<Self, Refusal> {
-        check_length(payload)?;
-        let snapshot: Self = serde_json::from_slice(payload).map_err(|e| Refusal::malformed(WHAT, e))?;
-        snapshot.check()?;
-        if snapshot.fabric != *roots.fabric_id() {
-            return Err(Refusal::OtherFabric {
-                what: WHAT,
-                found: snapshot.fabric,
-                expected: roots.fabric_id().clone(),
-            });
-        }
-        if let (false, Some(signature)) = (snapshot.keys.is_empty(), envelope.signatures().first())
-            && by != Role::Recovery
-        {
-            return Err(Refusal::UnknownKey {
-                what: "revocation of a key".to_owned(),
-                key: signature.keyid.clone(),
-            });
-        }
+    pub fn verify(envelope: &Envelope, roots: &RootChain, source: Source) -> Result<Self, Refusal> {
+        let snapshot: Self = roots.accept(envelope, source)?;
         let root = roots.current().role(Role::Root);
         if let Some(id) = snapshot.keys.iter().find(|id| root.key(id).is_some()) {
             return Err(Refusal::Inconsistent {
@@ -154,15 +151,15 @@ impl RevocationSet {
     pub fn restore(envelopes: &[Envelope], roots: &RootChain) -> Self {
         let mut set = Self::default();
         for envelope in envelopes.iter().take(limits::SNAPSHOTS) {
-            let _ = set.take(envelope, roots);
+            let _ = set.take(envelope, roots, Source::Member);
         }
         set
     }
 
     /// Verifies a snapshot and merges it. Returns whether the set knows more than before: another revocation, or the
     /// same at a later time.
-    pub fn take(&mut self, envelope: &Envelope, roots: &RootChain) -> Result<bool, Refusal> {
-        let snapshot = Revocations::verify(envelope, roots)?;
+    pub fn take(&mut self, envelope: &Envelope, roots: &RootChain, source: Source) -> Result<bool, Refusal> {
+        let snapshot = Revocations::verify(envelope, roots, source)?;
         let new_time = self.issued().is_none_or(|newest| snapshot.issued > newest);
         if !new_time && snapshot.revokes_no_more_than(&self.union(&snapshot.fabric)) {
             return Ok(false);

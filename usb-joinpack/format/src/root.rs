@@ -3,6 +3,7 @@
 //! Knows no pack. Invariant: a [`RootChain`] that exists was verified from root 1 on, each successor by thresholds of its
 //! predecessor's root keys and of its own; a chain never gets shorter and never changes what it already holds.
 
+use crate::authority::{KeyLimits, check_limits};
 use crate::validate::{check_label, parse_payload, payload, unique_map};
 use crate::{Envelope, KeyId, PublicKey, Refusal, SecretKey, Timestamp, limits};
 use beemesh_ids::{Digest, FabricId};
@@ -41,13 +42,20 @@ impl Role {
 }
 
 /// A role as a root document writes it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RoleSpec {
     /// Ids of the role's keys, each once, each in [`Root::keys`].
     pub keyids: Vec<KeyId>,
     /// How many different keys must sign: 1 to the number of keys.
     pub threshold: u32,
+    /// Until when its keys sign, and what; each in [`RoleSpec::keyids`]. Keys that are not here are not limited.
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "unique_map"
+    )]
+    pub limits: BTreeMap<KeyId, KeyLimits>,
 }
 
 /// The keys of a role, ready to verify with.
@@ -106,8 +114,13 @@ pub struct Root {
 impl Root {
     /// Signs the document with each of `keys`. Refuses a document that no reader would accept.
     pub fn sign(&self, keys: &[&SecretKey]) -> Result<Envelope, Refusal> {
+        Ok(Envelope::sign(ROOT_PAYLOAD_TYPE, &self.to_payload()?, keys))
+    }
+
+    /// What is signed. Refuses a document that no reader would accept.
+    pub fn to_payload(&self) -> Result<Vec<u8>, Refusal> {
         self.check()?;
-        Ok(Envelope::sign(ROOT_PAYLOAD_TYPE, &payload(WHAT, self)?, keys))
+        payload(WHAT, self)
     }
 
     /// The keys of a role; none if the document lacks it (a checked one does not).
@@ -119,6 +132,12 @@ impl Root {
             spec.keyids.iter().filter_map(|id| self.keys.get(id).copied()),
             spec.threshold,
         )
+    }
+
+    /// Until when a key of a role signs, and what.
+    pub fn limits_of(&self, role: Role, key: &KeyId) -> KeyLimits {
+        let limits = self.roles.get(&role).and_then(|spec| spec.limits.get(key));
+        limits.cloned().unwrap_or_default()
     }
 
     fn check(&self) -> Result<(), Refusal> {
@@ -157,6 +176,12 @@ impl Root {
             if spec.threshold == 0 || spec.threshold as usize > keys {
                 return fail(format!("role {role:?} demands {} of {keys} keys", spec.threshold));
             }
+            for (id, limits) in &spec.limits {
+                if !spec.keyids.contains(id) {
+                    return fail(format!("role {role:?} limits key {id}, which it does not have"));
+                }
+                check_limits(role, limits)?;
+            }
         }
         Ok(())
     }
@@ -171,6 +196,8 @@ pub struct RootChain {
     digests: Vec<Digest>,
     /// Keys that sign nothing any more, whatever the roots say.
     revoked: BTreeSet<KeyId>,
+    /// What is certainly past: see [`RootChain::past`].
+    past: Timestamp,
 }
 
 impl RootChain {
@@ -196,6 +223,7 @@ impl RootChain {
         let mut chain = Self {
             fabric,
             envelopes: vec![first.clone()],
+            past: root.issued,
             current: root,
             digests: vec![digest],
             revoked: BTreeSet::new(),
@@ -258,7 +286,8 @@ impl RootChain {
         &self.current
     }
 
-    /// The keys of a role, by the newest root and without those that are revoked. [`RootChain::current`] has them all.
+    /// The keys of a role, by the newest root and without those that are revoked. [`RootChain::current`] has them all. What
+    /// each of them may do, [`RootChain::may`] says.
     pub fn role(&self, role: Role) -> RoleKeys {
         let mut keys = self.current.role(role);
         if role != Role::Root {
@@ -272,6 +301,17 @@ impl RootChain {
     pub fn without<'a>(mut self, keys: impl IntoIterator<Item = &'a KeyId>) -> Self {
         self.revoked.extend(keys.into_iter().cloned());
         self
+    }
+
+    /// The chain with a time floor: what was certainly past when somebody last looked.
+    pub fn as_of(mut self, floor: Timestamp) -> Self {
+        self.past = self.past.max(floor);
+        self
+    }
+
+    /// What is certainly past: the time floor, or the newest `issued` of a root document.
+    pub fn past(&self) -> Timestamp {
+        self.past
     }
 
     /// All roots, 1..N, as they were signed.
@@ -306,6 +346,7 @@ impl RootChain {
         }
         self.envelopes.push(envelope.clone());
         self.digests.push(digest);
+        self.past = self.past.max(root.issued);
         self.current = root;
         Ok(())
     }

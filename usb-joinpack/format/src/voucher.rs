@@ -3,7 +3,7 @@
 //! Invariant: an operator's signature makes a voucher for the key of one machine, and no other.
 
 use crate::validate::{check_label, check_ulid, parse_payload, payload};
-use crate::{Envelope, PublicKey, Refusal, Role, RoleKeys, RootChain, SecretKey, Timestamp};
+use crate::{Act, Deed, Envelope, PublicKey, Refusal, Role, RootChain, SecretKey, Source, Timestamp};
 use beemesh_ids::{Digest, FabricId, NodeName};
 use serde::{Deserialize, Serialize};
 
@@ -24,11 +24,11 @@ pub enum Admission {
 }
 
 impl Admission {
-    /// The role that signs vouchers of this admission.
-    pub fn signed_by(self) -> Role {
+    /// What the signers of a voucher of this admission do by it.
+    pub fn act(self) -> Act<'static> {
         match self {
-            Self::Policy | Self::Targeted => Role::Enrolment,
-            Self::Approved => Role::Operator,
+            Self::Policy | Self::Targeted => Act::Enrol,
+            Self::Approved => Act::Approve,
         }
     }
 }
@@ -59,51 +59,61 @@ pub struct Voucher {
     pub ek: Option<Digest>,
 }
 
+impl Deed for Voucher {
+    const PAYLOAD_TYPE: &'static str = VOUCHER_PAYLOAD_TYPE;
+    const WHAT: &'static str = WHAT;
+    const ROLES: &'static [Role] = &[Role::Enrolment, Role::Operator];
+
+    fn read(payload: &[u8]) -> Result<Self, Refusal> {
+        let voucher: Self = parse_payload(WHAT, payload)?;
+        voucher.check()?;
+        Ok(voucher)
+    }
+
+    fn act(&self) -> Act<'_> {
+        self.admission.act()
+    }
+
+    fn at(&self) -> Timestamp {
+        self.issued
+    }
+
+    fn fabric(&self) -> &FabricId {
+        &self.fabric
+    }
+}
+
 impl Voucher {
     /// Signs the voucher with each of `keys` (of the role that its admission demands).
     pub fn sign(&self, keys: &[&SecretKey]) -> Result<Envelope, Refusal> {
+        Ok(Envelope::sign(VOUCHER_PAYLOAD_TYPE, &self.to_payload()?, keys))
+    }
+
+    /// What is signed.
+    pub fn to_payload(&self) -> Result<Vec<u8>, Refusal> {
         self.check()?;
-        Ok(Envelope::sign(VOUCHER_PAYLOAD_TYPE, &payload(WHAT, self)?, keys))
+        payload(WHAT, self)
     }
 
     /// The voucher in `envelope`, if the fabric of `roots` signed it. Says nothing about its expiry.
-    pub fn verify(envelope: &Envelope, roots: &RootChain) -> Result<Self, Refusal> {
-        Self::verify_by(envelope, roots, |role| roots.role(role))
+    pub fn verify(envelope: &Envelope, roots: &RootChain, source: Source) -> Result<Self, Refusal> {
+        roots.accept(envelope, source)
     }
 
-    /// As [`Voucher::verify`], with a revoked enrolment key still counting: for members that were known before.
+    /// As [`Voucher::verify`], whatever became of the key that signed it, as long as it is listed in the role: for members
+    /// that were known before.
     pub(crate) fn verify_known(envelope: &Envelope, roots: &RootChain) -> Result<Self, Refusal> {
-        Self::verify_by(envelope, roots, |role| roots.current().role(role))
-    }
-
-    fn verify_by(
-        envelope: &Envelope,
-        roots: &RootChain,
-        keys: impl FnOnce(Role) -> RoleKeys,
-    ) -> Result<Self, Refusal> {
-        // What the voucher says of itself only chooses the role that must have signed exactly that.
         let said = Self::read_unverified(envelope).map(|voucher| voucher.admission);
-        let role = said.map_or(Role::Enrolment, Admission::signed_by);
-        let payload = envelope.verify(VOUCHER_PAYLOAD_TYPE, &keys(role))?;
-        let voucher: Self = parse_payload(WHAT, &payload)?;
-        voucher.check()?;
-        if voucher.fabric != *roots.fabric_id() {
-            let expected = roots.fabric_id().clone();
-            return Err(Refusal::OtherFabric {
-                what: WHAT,
-                found: voucher.fabric,
-                expected,
-            });
-        }
-        Ok(voucher)
+        let roles = said.map_or(Act::Enrol.roles(), |admission| admission.act().roles());
+        let role = roles.first().copied().unwrap_or(Role::Enrolment);
+        let payload = envelope.verify(VOUCHER_PAYLOAD_TYPE, &roots.current().role(role))?;
+        roots.check_fabric(Self::read(&payload)?)
     }
 
     /// Reads a voucher without checking who signed it: for its holder, who cannot gain by lying to itself.
     pub(crate) fn read_unverified(envelope: &Envelope) -> Result<Self, Refusal> {
         envelope.check_type(VOUCHER_PAYLOAD_TYPE)?;
-        let voucher: Self = parse_payload(WHAT, &envelope.unverified_payload()?)?;
-        voucher.check()?;
-        Ok(voucher)
+        Self::read(&envelope.unverified_payload()?)
     }
 
     /// [`Refusal::NotYetValid`] before it was issued, [`Refusal::Expired`] after its end.

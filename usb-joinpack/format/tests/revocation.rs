@@ -5,7 +5,8 @@ mod generator;
 
 use beemesh_ids::{FabricId, PeerId};
 use beemesh_usb_joinpack_format::{
-    Envelope, Membership, Pack, Refusal, RevocationSet, Revocations, Role, RootChain, Timestamp, limits,
+    Envelope, Membership, Pack, Refusal, RevocationSet, Revocations, Role, RootChain, Source, Timestamp,
+    limits,
 };
 use generator::{FLOOR, draft, key, sign_snapshot, time};
 use proptest::prelude::*;
@@ -49,7 +50,7 @@ proptest! {
         let (mut nodes, mut newest) = (BTreeSet::new(), None);
         for document in &documents {
             let before = set.clone();
-            let changed = set.take(&snapshot(roots.fabric_id(), document), &roots).unwrap();
+            let changed = set.take(&snapshot(roots.fabric_id(), document), &roots, Source::Person).unwrap();
             nodes.extend(document.1.iter().copied());
             newest = newest.max(Some(Timestamp(document.0)));
             prop_assert_eq!(changed, set != before);
@@ -71,10 +72,10 @@ proptest! {
             shuffled.reverse();
         }
         for document in &documents {
-            one.take(&snapshot(roots.fabric_id(), document), &roots).unwrap();
+            one.take(&snapshot(roots.fabric_id(), document), &roots, Source::Person).unwrap();
         }
         for document in shuffled.iter().chain(&documents) {
-            other.take(&snapshot(roots.fabric_id(), document), &roots).unwrap();
+            other.take(&snapshot(roots.fabric_id(), document), &roots, Source::Person).unwrap();
         }
         prop_assert_eq!(one.digest(), other.digest());
         let held: Vec<_> = one.envelopes().cloned().collect();
@@ -88,14 +89,17 @@ fn snapshots_that_each_lack_what_another_has_are_bounded_and_one_of_all_replaces
     let mut set = RevocationSet::default();
     let at = |n: u8| snapshot(roots.fabric_id(), &(1, BTreeSet::from([n]), BTreeSet::new()));
     for n in 0..limits::SNAPSHOTS as u8 {
-        assert_eq!(set.take(&at(n), &roots), Ok(true));
+        assert_eq!(set.take(&at(n), &roots, Source::Person), Ok(true));
     }
     let before = set.clone();
-    assert_eq!(code(set.take(&at(100), &roots)), "limit-exceeded");
+    assert_eq!(code(set.take(&at(100), &roots, Source::Person)), "limit-exceeded");
     assert_eq!(set, before);
     let mut all = set.union(roots.fabric_id());
     all.nodes.insert(peer(100));
-    assert_eq!(set.take(&sign_snapshot(&all, &["operator"]), &roots), Ok(true));
+    assert_eq!(
+        set.take(&sign_snapshot(&all, &["operator"]), &roots, Source::Person),
+        Ok(true)
+    );
     assert_eq!(set.envelopes().count(), 1);
 }
 
@@ -105,8 +109,8 @@ fn replayed_snapshot_takes_nothing_back() {
     let mut set = RevocationSet::default();
     let older = snapshot(roots.fabric_id(), &(1, BTreeSet::new(), BTreeSet::new()));
     let newer = snapshot(roots.fabric_id(), &(2, BTreeSet::from([1]), BTreeSet::new()));
-    assert_eq!(set.take(&newer, &roots), Ok(true));
-    assert_eq!(set.take(&older, &roots), Ok(false));
+    assert_eq!(set.take(&newer, &roots, Source::Person), Ok(true));
+    assert_eq!(set.take(&older, &roots, Source::Person), Ok(false));
     assert!(set.has_node(&peer(1)) && set.issued() == Some(Timestamp(2)));
 }
 
@@ -126,7 +130,10 @@ fn largest_snapshot_fits_its_bounds() {
     let envelope = sign_snapshot(&snapshot, &["operator"]);
     let length = envelope.to_json().len();
     assert!(length <= limits::REVOCATION_LIMIT, "{length}");
-    assert_eq!(Revocations::verify(&envelope, &roots), Ok(snapshot));
+    assert_eq!(
+        Revocations::verify(&envelope, &roots, Source::Person),
+        Ok(snapshot)
+    );
 }
 
 #[test]

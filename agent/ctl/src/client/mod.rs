@@ -17,11 +17,12 @@ use crate::context::Operator;
 use beemesh_agent_api::network::{NetworkView, TimeView};
 use beemesh_agent_api::petition::PetitionView;
 use beemesh_agent_api::revocation::RevocationView;
+use beemesh_agent_api::roots::{RootsTaken, RootsView};
 use beemesh_agent_api::view::{
     ErrorBody, EventView, ExecReply, ExecRequest, ImageView, LogLine, NodeView, PodView, RecordView, path,
 };
 use beemesh_agent_identity::{TlsError, client_config};
-use beemesh_joinpack_format::EndorsementFile;
+use beemesh_joinpack_format::{EndorsementFile, Envelope, RootChain};
 use body::Upload;
 use hyper::{Method, Request, body::Incoming, header};
 use serde::de::DeserializeOwned;
@@ -85,6 +86,19 @@ impl Client {
         }))
     }
 
+    /// A client that shows no key, and speaks only with a member of the fabric of `roots`: it can bring root documents, and
+    /// nothing else.
+    ///
+    /// # Errors
+    /// As [`Client::for_operator`].
+    pub fn for_anybody(address: &str, roots: RootChain) -> Result<Self, TlsError> {
+        let config = client_config(None, roots)?;
+        Ok(Self::new(Endpoint::Tls {
+            address: address.to_owned(),
+            config: Arc::new(config),
+        }))
+    }
+
     /// The same with another bound in time: for a whole request, or for the start and each silence of a stream.
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
@@ -137,6 +151,27 @@ impl Client {
     /// What is revoked.
     pub async fn revocations(&self) -> Result<RevocationView, ClientError> {
         self.get(path::REVOCATIONS).await
+    }
+
+    /// The chain of root documents.
+    pub async fn roots(&self) -> Result<RootsView, ClientError> {
+        self.get(path::ROOTS).await
+    }
+
+    /// Brings root documents.
+    pub async fn submit_roots(&self, documents: &[Envelope]) -> Result<RootsTaken, ClientError> {
+        let path = path::ROOTS;
+        let body = serde_json::to_vec(documents).map_err(|source| ClientError::Decode {
+            path: path.to_owned(),
+            source,
+        })?;
+        let body = Upload::Whole(Some(body.into()));
+        let request = self.request(Method::POST, path, "application/json", body)?;
+        self.in_time(async {
+            let answer = self.send(request, path).await?;
+            self.read(answer, ERROR_LIMIT, path).await
+        })
+        .await
     }
 
     /// The endorsement key of the node's TPM.

@@ -7,10 +7,13 @@ mod manifest;
 mod network;
 mod petition;
 mod revocation;
+mod roots;
 mod system_log;
 mod wait;
 
-use crate::args::{Bmctl, Command, ContainerArgs, Format, ImagesCommand, NetworkCommand, NodesCommand};
+use crate::args::{
+    Bmctl, Command, ContainerArgs, Format, ImagesCommand, KeysCommand, NetworkCommand, NodesCommand,
+};
 use crate::failure::{Class, Failure};
 use crate::session::Session;
 use std::time::Duration;
@@ -48,6 +51,9 @@ pub async fn run(line: Bmctl) -> Result<u8, Failure> {
         Command::Nodes {
             command: Some(NodesCommand::Deny { code, dry_run }),
         } => petition::deny(&session, &code, dry_run).await?,
+        Command::Keys {
+            command: KeysCommand::Roots { command },
+        } => roots::run(&session, command).await?,
         Command::Revocations => revocation::show(&session).await?,
         Command::Revoke {
             targets,

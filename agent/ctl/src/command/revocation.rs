@@ -7,7 +7,7 @@ use crate::output::{note, print, render_document};
 use crate::session::Session;
 use crate::table;
 use beemesh_ids::PeerId;
-use beemesh_joinpack_format::{Envelope, RevocationSet, Revocations, Timestamp, limits};
+use beemesh_joinpack_format::{Envelope, RevocationSet, Revocations, Source, Timestamp, limits};
 use serde::Serialize;
 use std::io::Read as _;
 use std::path::Path;
@@ -153,7 +153,7 @@ pub(super) async fn send_file(session: &Session, path: &Path, dry_run: bool) -> 
     let roots = session.operator()?;
     let mut snapshots = Vec::new();
     for envelope in envelopes.into_iter().take(limits::SNAPSHOTS) {
-        let snapshot = Revocations::verify(&envelope, roots.roots());
+        let snapshot = Revocations::verify(&envelope, roots.roots(), Source::Member);
         let snapshot = snapshot.map_err(|refusal| invalid(refusal.to_string()))?;
         snapshots.push((envelope, snapshot));
     }

@@ -5,7 +5,7 @@ use crate::run::{Fabric, Ran, bmctl};
 use beemesh_agent_api::petition::{PetitionState, PetitionView};
 use beemesh_agent_api::view::Assurance;
 use beemesh_ids::PeerId;
-use beemesh_joinpack_format::{Admission, ApprovalCode, Denial, Envelope, Voucher};
+use beemesh_joinpack_format::{Admission, ApprovalCode, Denial, Envelope, Source, Voucher};
 use serde_json::json;
 
 fn peer(n: u8) -> PeerId {
@@ -70,7 +70,7 @@ fn code_of_the_console_lets_in_its_key_under_the_name_of_the_pack_or_the_given_o
             (0, format!("{right} is let in as {name}\n"))
         );
         let sent = sent(&node);
-        let voucher = Voucher::verify(&sent[0], &fabric.chain()).unwrap();
+        let voucher = Voucher::verify(&sent[0], &fabric.chain(), Source::Person).unwrap();
         assert_eq!((sent.len(), voucher.node.as_str()), (1, name.as_str()));
         assert_eq!(PeerId::from_ed25519(voucher.key.as_bytes()), peer(1));
         assert_eq!(

@@ -4,7 +4,7 @@ use crate::node::{Answer, Node};
 use crate::run::{Fabric, Ran, bmctl};
 use beemesh_agent_api::revocation::RevocationView;
 use beemesh_ids::PeerId;
-use beemesh_joinpack_format::{EndorsementFile, Envelope, Revocations, SecretKey, Timestamp};
+use beemesh_joinpack_format::{EndorsementFile, Envelope, Revocations, SecretKey, Source, Timestamp};
 use serde_json::json;
 
 fn peer(n: u8) -> PeerId {
@@ -47,7 +47,12 @@ fn sent(fabric: &Fabric, node: &Node) -> Vec<Revocations> {
         .filter(|seen| seen.line() == "POST /v1/revocations");
     posts
         .map(|seen| {
-            Revocations::verify(&Envelope::parse(&seen.body, 1 << 20).unwrap(), &fabric.chain()).unwrap()
+            Revocations::verify(
+                &Envelope::parse(&seen.body, 1 << 20).unwrap(),
+                &fabric.chain(),
+                Source::Person,
+            )
+            .unwrap()
         })
         .collect()
 }

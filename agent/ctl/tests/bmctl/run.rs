@@ -149,6 +149,7 @@ fn root(key: &SecretKey, operator: &SecretKey, version: u32) -> Envelope {
             RoleSpec {
                 keyids: vec![key.public().key_id()],
                 threshold: 1,
+                ..RoleSpec::default()
             },
         )
     };

@@ -6,9 +6,8 @@ use super::Driver;
 use crate::query::Query;
 use crate::rest::Refused;
 use beemesh_agent_api::Change;
-use beemesh_agent_api::record::CHANGE_PAYLOAD_TYPE;
 use beemesh_agent_sched::Event;
-use beemesh_joinpack_format::{Envelope, Role, limits};
+use beemesh_joinpack_format::{Envelope, Refusal, Source, limits};
 use hyper::StatusCode;
 use std::sync::PoisonError;
 
@@ -20,6 +19,10 @@ impl Driver {
             Query::Revocations(reply) => drop(reply.send(self.part.trust.view(&self.joined.roots))),
             Query::Revoke { envelope, reply } => {
                 let _ = reply.send(self.take_revocations(&envelope));
+            }
+            Query::Roots(reply) => drop(reply.send(self.view_roots())),
+            Query::Lengthen { documents, reply } => {
+                let _ = reply.send(self.take_roots(&documents));
             }
             Query::Petitions(reply) => drop(reply.send(self.petitions.view())),
             Query::Decide { envelope, reply } => {
@@ -33,7 +36,7 @@ impl Driver {
 
     fn decide(&self, envelope: &[u8]) -> Result<(), Refused> {
         // Judged without the keys that are revoked themselves.
-        let roots = self.part.trust.without_revoked(&self.joined.roots);
+        let roots = self.part.trust.judging(&self.joined);
         self.petitions.decide(envelope, &roots, |name, peer| {
             let mut members = self.cell.members();
             members.any(|(known, member)| member.name == *name && known != peer)
@@ -42,8 +45,8 @@ impl Driver {
 
     fn take_change(&mut self, envelope: Vec<u8>) -> Result<(), Refused> {
         let change = self
-            .verify_change(&envelope)
-            .map_err(|error| Refused::new(StatusCode::FORBIDDEN, error))?;
+            .verify_change(&envelope, Source::Person)
+            .map_err(|refusal| Refused::new(StatusCode::FORBIDDEN, refusal.to_string()))?;
         let checked = self.cell.check_change(&change, &envelope);
         checked.map_err(|error| Refused::new(StatusCode::BAD_REQUEST, crate::words(&error)))?;
         let known = self
@@ -71,22 +74,11 @@ impl Driver {
         }
     }
 
-    /// The change in an envelope that an operator of this fabric signed.
-    pub(super) fn verify_change(&self, envelope: &[u8]) -> Result<Change, String> {
+    /// The change in an envelope that an operator of this fabric signed who may.
+    pub(super) fn verify_change(&self, envelope: &[u8], source: Source) -> Result<Change, Refusal> {
         let roots = self.roots.read().unwrap_or_else(PoisonError::into_inner);
-        let envelope =
-            Envelope::parse(envelope, limits::MANIFEST_LIMIT).map_err(|refusal| refusal.to_string())?;
-        let payload = envelope
-            .verify(CHANGE_PAYLOAD_TYPE, &roots.role(Role::Operator))
-            .map_err(|refusal| refusal.to_string())?;
-        let change: Change =
-            serde_json::from_slice(&payload).map_err(|error| format!("the change is malformed: {error}"))?;
-        if change.fabric != *roots.fabric_id() {
-            return Err(format!(
-                "the change is meant for fabric {}",
-                change.fabric.short()
-            ));
-        }
+        let envelope = Envelope::parse(envelope, limits::MANIFEST_LIMIT)?;
+        let change: Change = roots.accept(&envelope, source)?;
         self.part
             .floors
             .raise_by_record(&change.id, self.joined.document.floor);

@@ -86,10 +86,10 @@ impl Driver {
     }
 
     fn answer_idle(&mut self, question: Query) {
-        if let Query::Change { reply, .. } = question {
-            drop(reply.send(Err(Self::no_records())));
-        } else {
-            self.answer(question);
+        match question {
+            Query::Change { reply, .. } => drop(reply.send(Err(Self::no_records()))),
+            Query::Lengthen { reply, .. } => drop(reply.send(Err(Self::no_records()))),
+            question => self.answer(question),
         }
     }
 

@@ -5,12 +5,12 @@
 
 use super::Driver;
 use crate::clock;
-use crate::join::{DOCUMENT, Joined, gives_way, next_voucher};
+use crate::join::{Joined, gives_way, next_voucher};
 use crate::query::Site;
 use crate::rest::Refused;
 use beemesh_agent_sched::Event;
 use beemesh_ids::PeerId;
-use beemesh_joinpack_format::{Envelope, Membership, Refusal, limits};
+use beemesh_joinpack_format::{Envelope, Membership, Refusal, Source, limits};
 use hyper::StatusCode;
 use std::sync::PoisonError;
 
@@ -20,8 +20,11 @@ pub(super) const RIVALS: usize = 64;
 impl Driver {
     /// Takes a snapshot that a member handed on.
     pub(super) fn verify_revocations(&mut self, envelope: &[u8]) -> Option<Event> {
-        let taken = Envelope::parse(envelope, limits::REVOCATION_LIMIT)
-            .and_then(|envelope| self.part.trust.take(&envelope, &self.joined.roots));
+        let taken = Envelope::parse(envelope, limits::REVOCATION_LIMIT).and_then(|envelope| {
+            self.part
+                .trust
+                .take(&envelope, &self.joined.roots, Source::Member)
+        });
         match taken {
             Ok(true) => Some(self.revocations_changed()),
             Ok(false) => None,
@@ -33,8 +36,8 @@ impl Driver {
     }
 
     /// From now on everybody is judged by what is revoked now.
-    fn revocations_changed(&mut self) -> Event {
-        let roots = self.part.trust.without_revoked(&self.joined.roots);
+    pub(super) fn revocations_changed(&mut self) -> Event {
+        let roots = self.part.trust.judging(&self.joined);
         *self.roots.write().unwrap_or_else(PoisonError::into_inner) = roots.clone();
         let site = Site {
             name: self.joined.member.name.clone(),
@@ -54,8 +57,13 @@ impl Driver {
         let refused = |refusal: Refusal| Refused::new(StatusCode::FORBIDDEN, refusal.to_string());
         let envelope = Envelope::parse(envelope, limits::REVOCATION_LIMIT).map_err(refused)?;
         // Judged without the keys that are revoked themselves.
-        let roots = self.part.trust.without_revoked(&self.joined.roots);
-        if self.part.trust.take(&envelope, &roots).map_err(refused)? {
+        let roots = self.part.trust.judging(&self.joined);
+        if self
+            .part
+            .trust
+            .take(&envelope, &roots, Source::Person)
+            .map_err(refused)?
+        {
             self.tell_revocations();
             self.flush();
         }
@@ -126,14 +134,14 @@ impl Driver {
                 );
                 self.part.journal.announce("Quarantined", &object, &message);
                 self.joined.document.lost = true;
-                if let Err(error) = self.part.store.save(DOCUMENT, &self.joined.document) {
+                if let Err(error) = self.part.trust.keeper().commit(self.joined.clone()) {
                     let message = format!("the lost place cannot be noted: {}", crate::words(&error));
                     self.part.journal.announce("StateVolumeFailed", &object, &message);
                 }
             }
             return;
         };
-        if let Err(error) = self.part.store.save(DOCUMENT, &next.document) {
+        if let Err(error) = self.part.trust.keeper().commit(next.clone()) {
             let message = format!("the next voucher cannot be kept: {}", crate::words(&error));
             return self.part.journal.announce("StateVolumeFailed", &object, &message);
         }

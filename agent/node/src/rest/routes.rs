@@ -9,11 +9,12 @@ use crate::journal::Journal;
 use crate::networks::Networks;
 use crate::query::{Query, Site, ask};
 use base64::Engine as _;
+use beemesh_agent_api::roots::RootsTaken;
 use beemesh_agent_api::view::{EventView, ExecRequest, PodView, path};
 use beemesh_agent_runtime::{ImageError, LogQuery, PodError, Runtime};
 use beemesh_firmware_tpm::TpmError;
 use beemesh_init_logd::SystemLog;
-use beemesh_joinpack_format::{EndorsementFile, RootChain};
+use beemesh_joinpack_format::{Act, EndorsementFile, Envelope, RootChain};
 use futures::StreamExt;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
@@ -57,6 +58,16 @@ impl Context {
         self.site.borrow().as_ref().map(|site| site.roots.clone())
     }
 
+    /// Whether a client may do what needs no signature of its own. Root on this box may; members have asked before they forward.
+    fn check(&self, access: &Access, act: Act<'_>) -> Result<(), Refused> {
+        let Access::Operator(key) = access else {
+            return Ok(());
+        };
+        let roots = self.site()?.roots;
+        let judged = roots.may(key, act, roots.past());
+        judged.map_err(|refusal| Refused::new(StatusCode::FORBIDDEN, refusal.to_string()))
+    }
+
     fn site(&self) -> Result<Site, Refused> {
         let site = self.site.borrow().clone();
         site.ok_or_else(|| {
@@ -75,7 +86,9 @@ pub async fn handle(request: Request<Incoming>, access: Access, context: Context
 }
 
 async fn route(request: Request<Incoming>, access: Access, context: Context) -> Result<Answer, Refused> {
-    if access == Access::Anonymous {
+    // Root documents prove themselves: who lost the last operator's key must still be able to bring new ones.
+    let brings_roots = request.method() == Method::POST && request.uri().path() == path::ROOTS;
+    if access == Access::Anonymous && !brings_roots {
         let error = "this interface is for operators: use a context file (`bmctl --context operator.json`)";
         return Err(Refused::new(StatusCode::UNAUTHORIZED, error));
     }
@@ -122,6 +135,34 @@ async fn route(request: Request<Incoming>, access: Access, context: Context) -> 
             ask(&context.queries, |reply| Query::Revoke { envelope, reply }).await??;
             Ok(json(StatusCode::ACCEPTED, &serde_json::json!({"accepted": true})))
         }
+        (&Method::GET, path::ROOTS) => {
+            context.site()?;
+            Ok(json(StatusCode::OK, &ask(&context.queries, Query::Roots).await?))
+        }
+        (&Method::POST, path::ROOTS) => {
+            let known = context.site()?.roots;
+            let documents: Vec<Envelope> =
+                serde_json::from_slice(&body(request).await?).map_err(|error| {
+                    let error =
+                        format!("expected a JSON array of root documents, as in `root.json`: {error}");
+                    Refused::new(StatusCode::BAD_REQUEST, error)
+                })?;
+            // Strangers may ask this: what does not make the chain longer is not put to the member task.
+            let (documents, news) = blocking(move || {
+                let longer = known.extend(&documents);
+                longer.map(|longer| (documents, longer.version() > known.version()))
+            })
+            .await?
+            .map_err(|refusal| Refused::new(StatusCode::FORBIDDEN, refusal.to_string()))?;
+            let taken = match news {
+                true => ask(&context.queries, |reply| Query::Lengthen { documents, reply }).await??,
+                false => RootsTaken {
+                    version: context.site()?.roots.version(),
+                    news: false,
+                },
+            };
+            Ok(json(StatusCode::OK, &taken))
+        }
         (&Method::GET, path::PETITIONS) => {
             context.site()?;
             Ok(json(
@@ -144,7 +185,10 @@ async fn route(request: Request<Incoming>, access: Access, context: Context) -> 
             let images = context.images.clone();
             Ok(json(StatusCode::OK, &blocking(move || images.list()).await?))
         }
-        (&Method::POST, path::IMAGES) => import(request, &query, &context).await,
+        (&Method::POST, path::IMAGES) => {
+            context.check(&access, Act::Image)?;
+            import(request, &query, &context).await
+        }
         (&Method::GET, path::SYSTEM_LOG) => {
             let elsewhere = match (query.get("node"), context.site.borrow().as_ref()) {
                 (Some(node), site) => site.is_none_or(|site| site.name.as_str() != node),
@@ -316,6 +360,11 @@ async fn logs(
 
 async fn exec(request: Request<Incoming>, access: &Access, context: &Context) -> Result<Answer, Refused> {
     let (pod, container) = find_pod(context, request.uri().path()).await?;
+    let act = Act::Workload {
+        namespace: &pod.workload.namespace,
+        name: &pod.workload.name,
+    };
+    context.check(access, act)?;
     if let Some(site) = elsewhere(context, access, &pod).await? {
         return forward::forward(context, &site, &pod, request).await;
     }

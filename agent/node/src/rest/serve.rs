@@ -4,6 +4,7 @@ use super::routes::{Context, handle};
 use crate::supervisor::{self, Pulse, Supervisor};
 use anyhow::{Context as _, Result};
 use beemesh_agent_identity::operator_of;
+use beemesh_joinpack_format::KeyId;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::os::unix::fs::PermissionsExt;
@@ -25,8 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub enum Access {
     /// Root on this box.
     Local,
-    /// The holder of an operator's key.
-    Operator,
+    /// The holder of this operator's key.
+    Operator(KeyId),
     /// TLS without an operator's key: sees nothing.
     Anonymous,
     /// Another member, for a client that it has checked.
@@ -122,11 +123,7 @@ pub async fn serve_tls(listener: TcpListener, acceptor: TlsAcceptor, context: Co
                 Ok(Ok(stream)) => {
                     let roots = context.roots();
                     let operator = roots.and_then(|roots| operator_of(stream.get_ref().1, &roots));
-                    let access = if operator.is_some() {
-                        Access::Operator
-                    } else {
-                        Access::Anonymous
-                    };
+                    let access = operator.map_or(Access::Anonymous, Access::Operator);
                     serve_connection(stream, access, context).await;
                 }
                 Ok(Err(error)) => tracing::info!(%address, %error, "TLS handshake refused"),

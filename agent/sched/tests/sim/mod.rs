@@ -15,7 +15,7 @@ use beemesh_agent_api::view::Assurance;
 use beemesh_agent_api::{Change, WorkloadId};
 use beemesh_agent_sched::{
     Capacity, Cell, CellConfig, Command, Event, Key, MemberInfo, Millis, Persisted, PodReport, Record,
-    RecoveredPod, RevocationNews, Stamp, Tuning,
+    RecoveredPod, RevocationNews, RootNews, Stamp, Tuning,
 };
 use beemesh_ids::PeerId;
 use invariants::Invariants;
@@ -79,6 +79,8 @@ pub struct Node {
     refused: BTreeSet<PeerId>,
     /// What it knows to be revoked: the simulated snapshots are lists of peer ids.
     pub revoked: BTreeSet<PeerId>,
+    /// Its chain of root documents: each begins with its number in four digits.
+    pub roots: Vec<Vec<u8>>,
 }
 
 enum What {
@@ -95,6 +97,7 @@ enum What {
     PodRuns(String),
     PodGone(String),
     Revocations(BTreeSet<PeerId>),
+    Roots(Vec<Vec<u8>>),
 }
 
 /// A `Start` that was seen.
@@ -248,6 +251,7 @@ impl World {
             connected: BTreeSet::new(),
             refused: BTreeSet::new(),
             revoked: BTreeSet::new(),
+            roots: Vec::new(),
         });
         if let Some(admitter) = admitter {
             self.push(admitter, 1, What::Member(peer, member));
@@ -530,6 +534,7 @@ impl World {
             What::Verified(change, envelope) => self.step(n, Event::Change { change, envelope }),
             What::Member(peer, member) => self.step(n, Event::Member { peer, member }),
             What::Revocations(peers) => self.learn_revocations(n, peers),
+            What::Roots(documents) => self.learn_roots(n, documents),
             What::PodRuns(pod_id) => {
                 if self.nodes[n].pods.get(&pod_id).is_some_and(|pod| !pod.stopping)
                     && self.nodes[n].cell.is_some()
@@ -566,6 +571,22 @@ impl World {
         if node.revoked.len() > before {
             let news = revocation_news(&node.revoked);
             self.step(n, Event::Revocations(news));
+        }
+    }
+
+    /// Node `n` is handed root documents: what follows its chain makes it longer, as the driver would have it.
+    pub fn learn_roots(&mut self, n: usize, documents: Vec<Vec<u8>>) {
+        let node = &mut self.nodes[n];
+        let before = node.roots.len();
+        for document in documents {
+            let number: usize = std::str::from_utf8(&document).unwrap()[..4].parse().unwrap();
+            if number == node.roots.len() + 1 {
+                node.roots.push(document);
+            }
+        }
+        if node.roots.len() > before {
+            let documents = node.roots.clone();
+            self.step(n, Event::Roots(RootNews { documents }));
         }
     }
 
@@ -632,6 +653,7 @@ impl World {
                 let peers = serde_json::from_slice(&envelope).expect("only what was signed is handed on");
                 self.push(n, 1, What::Revocations(peers));
             }
+            Command::VerifyRoots { documents } => self.push(n, 1, What::Roots(documents)),
             Command::Quarantine { peer, .. } | Command::Revoked { peer } => {
                 self.nodes[n].refused.insert(peer.clone());
                 if let Some(other) = self.nodes.iter().position(|node| node.peer == peer) {

@@ -2,6 +2,7 @@
 
 use super::*;
 
+mod limits;
 mod places;
 mod requests;
 
@@ -77,6 +78,7 @@ pub fn cases() -> Vec<Case> {
     roots(&mut book);
     media(&mut book);
     form(&mut book);
+    limits::limits_of_keys(&mut book);
     places::machines(&mut book);
     places::targets(&mut book);
     places::approvals(&mut book);

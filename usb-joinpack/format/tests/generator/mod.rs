@@ -7,9 +7,9 @@
 use beemesh_ids::{Digest, FabricId, NodeName, PeerId};
 use beemesh_usb_joinpack_format as format;
 use format::{
-    Admission, EndorsementFile, Envelope, ImageEntry, MANIFEST_LIMIT, MANIFEST_PAYLOAD_TYPE, Manifest, NodeEntry, NodeNetwork,
-    PackVoucher, ReceiptMachine, Request, Revocations, Role, RoleSpec, Root, RootChain, SealedKey, SecretKey, StatePolicy, Timestamp,
-    VOUCHER_PAYLOAD_TYPE, Voucher,
+    Admission, EndorsementFile, Envelope, ImageEntry, MANIFEST_LIMIT, MANIFEST_PAYLOAD_TYPE, Manifest,
+    NodeEntry, NodeNetwork, PackVoucher, ReceiptMachine, Request, Revocations, Role, RoleSpec, Root,
+    RootChain, SealedKey, SecretKey, StatePolicy, Timestamp, VOUCHER_PAYLOAD_TYPE, Voucher,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -77,6 +77,7 @@ fn role(names: &[&str], threshold: u32) -> RoleSpec {
     RoleSpec {
         keyids: names.iter().map(|name| key(name).public().key_id()).collect(),
         threshold,
+        ..RoleSpec::default()
     }
 }
 

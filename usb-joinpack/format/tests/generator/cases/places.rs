@@ -3,7 +3,12 @@
 
 use super::*;
 
-pub(super) fn machine(macs: &[&str], serial: Option<&str>, ek: Option<Digest>, place: Option<&str>) -> MachineCase {
+pub(super) fn machine(
+    macs: &[&str],
+    serial: Option<&str>,
+    ek: Option<Digest>,
+    place: Option<&str>,
+) -> MachineCase {
     MachineCase {
         macs: macs.iter().map(|mac| (*mac).to_owned()).collect(),
         serial: serial.map(str::to_owned),

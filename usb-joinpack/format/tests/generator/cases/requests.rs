@@ -137,7 +137,13 @@ pub(super) fn requests(book: &mut Book) {
         "d5e4c4fe-0f5e",
         "\\u001b[2J",
     );
-    case(book, "request-unsigned", "nobody signed the request", "threshold-not-met", sign(&text, &[]));
+    case(
+        book,
+        "request-unsigned",
+        "nobody signed the request",
+        "threshold-not-met",
+        sign(&text, &[]),
+    );
     case(
         book,
         "request-of-another-machine",
@@ -155,7 +161,11 @@ pub(super) fn requests(book: &mut Book) {
         "bad-signature",
         altered,
     );
-    let receipt = Envelope::sign(format::RECEIPT_PAYLOAD_TYPE, text.as_bytes(), &[&key("machine-1")]);
+    let receipt = Envelope::sign(
+        format::RECEIPT_PAYLOAD_TYPE,
+        text.as_bytes(),
+        &[&key("machine-1")],
+    );
     case(
         book,
         "request-of-wrong-type",
