@@ -11,7 +11,6 @@ use crate::store::Store;
 use beemesh_agent_api::revocation::RevocationView;
 use beemesh_agent_identity::{ADMISSION_AGE, Clock, Moment, RevocationDocument, Revoked, SharedRevocations};
 use beemesh_agent_sched::RevocationNews;
-use beemesh_ids::Digest;
 use beemesh_joinpack_format::{Envelope, Member, Refusal, RootChain, Source, Timestamp};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -135,16 +134,7 @@ impl Trust {
 
     /// What the cell is told.
     pub fn news(&self, roots: &RootChain) -> RevocationNews {
-        self.read(|revoked| {
-            let set = revoked.set();
-            let union = set.union(roots.fabric_id());
-            RevocationNews {
-                digest: set.issued().map_or(0, |_| short(&set.digest())),
-                snapshots: set.envelopes().map(Envelope::to_json).collect(),
-                nodes: union.nodes,
-                vouchers: union.vouchers,
-            }
-        })
+        self.read(|revoked| RevocationNews::of(revoked.set(), roots.fabric_id()))
     }
 
     /// Whether newcomers with vouchers as old as what this node knows are let in; see [`ADMISSION_AGE`].
@@ -186,12 +176,6 @@ fn moment(floors: &FloorKeeper) -> Moment {
         up_ms: clock::boot_ms(),
         floor: floors.floor(),
     }
-}
-
-/// The first eight bytes; never 0, which says that nothing is known.
-fn short(digest: &Digest) -> u64 {
-    let bytes = digest.as_bytes().first_chunk().copied().unwrap_or_default();
-    u64::from_be_bytes(bytes).max(1)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use crate::cell::Cell;
 use crate::grants::Judged;
 use crate::membership::Liveness;
-use crate::model::{Command, Key, Record};
+use crate::model::{Command, Key, Millis, Record};
 use crate::wire::{Claim, Message, Stage};
 use beemesh_ids::PeerId;
 
@@ -34,11 +34,10 @@ impl Cell {
     pub(crate) fn is_everyone_heard(&self) -> bool {
         let patience = self.config.tuning.unknown_ms.saturating_mul(2);
         let waited = self.now.since(self.roster_since.max(self.started));
+        let roster = self.roster.digest();
         self.roster.active().all(|(peer, _)| {
-            let heard = self
-                .views
-                .get(peer)
-                .is_some_and(|view| view.recovered && view.roster == self.roster.digest());
+            let view = self.views.get(peer);
+            let heard = view.is_some_and(|view| view.is_heard_under(roster));
             *peer == self.config.me || heard || !self.may_be_alive(peer) || waited >= patience
         })
     }
@@ -159,8 +158,16 @@ impl Cell {
                 .filter(|view| view.is_current() && now.since(view.heard) < 3000);
             fresh.is_some_and(|view| membership.is_up(peer) && view.pod(key).is_none())
         };
-        let before = self.now.before(self.config.tuning.claim_ms.saturating_mul(2));
-        let mut records = self.grants.tidy(before, denies);
+        // A holder that was heard so long after its grant has started by then or given up. In a large cell its heartbeats
+        // are far apart: words from before the grant deny nothing.
+        let claim_ms = self.config.tuning.claim_ms.saturating_mul(2);
+        let heard = |peer: &PeerId| match peer == me {
+            true => now,
+            false => views.get(peer).map_or(Millis(0), |view| view.heard),
+        };
+        let mut records = self
+            .grants
+            .tidy(|holder, key, granted| heard(holder) >= granted.after(claim_ms) && denies(holder, key));
         for ghost in self.grants.ghosts() {
             records.extend(self.grants.lay_ghost(&ghost, |key| !denies(&ghost, key)));
         }

@@ -4,6 +4,7 @@
 //! Invariant: same configuration, same events, same times: same commands. A step ends.
 
 use crate::desired::{ChangeRefused, Desired};
+use crate::gossip::{self, ANNOUNCES, FAN_OUT, Pace, ROUND};
 use crate::grants::Grants;
 use crate::holdings::Holding;
 use crate::leases::Round;
@@ -16,19 +17,18 @@ use crate::views::{Heard, Views};
 use crate::wire::{Claim, Heartbeat, Message, StatusBody};
 use beemesh_agent_api::{Change, WorkloadId};
 use beemesh_ids::PeerId;
-use rand::{SeedableRng, rngs::SmallRng};
+use rand::{RngExt as _, SeedableRng, rngs::SmallRng};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Messages that one step may send to itself; beyond it they are dropped and counted.
 const MAX_LOOPBACK: usize = 100_000;
 
-/// Least time between two bodies to all.
-const BODY_MS: u64 = 50;
-
 /// When and whether to speak.
 #[derive(Default)]
 pub(crate) struct StatusClock {
     dirty: bool,
+    /// All must hear a heartbeat, with or without a body.
+    greet: bool,
     version: u64,
     seq: u64,
     last: Millis,
@@ -40,6 +40,11 @@ impl StatusClock {
     /// What this node holds or has differs: say so at the end of the step.
     pub(crate) fn touch(&mut self) {
         self.dirty = true;
+    }
+
+    /// The roster differs: nothing is granted anywhere until all have heard from this node under the new one.
+    pub(crate) fn greet(&mut self) {
+        self.greet = true;
     }
 }
 
@@ -71,8 +76,12 @@ pub struct Cell {
     pub(crate) roster_since: Millis,
     maintained: Millis,
     announced: Millis,
+    /// SWIM introductions that this tick still allows.
+    announces: usize,
+    /// Whom the last round of heartbeats ended with.
+    round_end: PeerId,
     pub(crate) ages: BTreeMap<String, Millis>,
-    asked: BTreeMap<(PeerId, &'static str), Millis>,
+    pub(crate) pace: Pace,
     boot_kept: u64,
     dropped: u64,
     pub(crate) revocation_digest: u64,
@@ -85,13 +94,10 @@ impl Cell {
     pub fn new(config: CellConfig, persisted: Persisted, now: Millis) -> Self {
         let boot = persisted.boot.saturating_add(1);
         let mut rng = SmallRng::seed_from_u64(config.seed);
-        let swim_seed = rand::RngExt::random(&mut rng);
+        let swim_seed = rng.random();
         let membership = Membership::new(config.me.clone(), boot, swim_seed, &config.tuning, now);
-        let mut roster = Roster::default();
-        for (peer, member) in persisted.members {
-            roster.add(peer, member, now);
-        }
-        roster.add(config.me.clone(), config.member.clone(), now);
+        let own = (config.me.clone(), config.member.clone());
+        let roster = Roster::of(persisted.members.into_iter().chain([own]), now);
         let mut desired = Desired::default();
         for (change, envelope) in persisted.changes {
             // What this version no longer takes was written by another one: it comes again from the others or not.
@@ -132,8 +138,10 @@ impl Cell {
             roster_since: now,
             maintained: now,
             announced: now,
+            announces: ANNOUNCES,
+            round_end: config.me.clone(),
             ages: BTreeMap::new(),
-            asked: BTreeMap::new(),
+            pace: Pace::default(),
             boot_kept: boot,
             dropped: 0,
             revocation_digest: 0,
@@ -174,11 +182,8 @@ impl Cell {
         self.tick_placements();
         self.settle();
         // News at once, but a flood of news a few times a second.
-        if self.status.dirty && self.now.since(self.status.spoken) >= BODY_MS {
-            self.status.dirty = false;
-            self.status.spoken = self.now;
-            self.status.version += 1;
-            self.speak(true);
+        if (self.status.dirty || self.status.greet) && self.now.since(self.status.spoken) >= self.body_ms() {
+            self.speak();
         }
         std::mem::take(&mut self.out)
     }
@@ -218,26 +223,37 @@ impl Cell {
             self.maintained = now;
             self.tidy_grants();
             self.scan_due = true;
-            self.asked.retain(|_, at| now.since(*at) < 10_000);
+            self.pace.forget(now);
         }
         if self.placer.is_busy() || std::mem::take(&mut self.scan_late) {
             self.scan_due = true;
         }
+        self.announces = ANNOUNCES;
         if now.since(self.announced) >= 2000 {
             self.announced = now;
-            let silent: Vec<PeerId> = self
-                .connected
-                .iter()
-                .filter(|peer| !self.membership.is_up(peer))
-                .cloned()
-                .collect();
-            for peer in silent {
-                let effects = self.membership.announce(now, &peer);
+            let silent = self.connected.iter().filter(|peer| !self.membership.is_up(peer));
+            // Others each time: one that does not answer must not keep the rest waiting.
+            let silent: BTreeSet<PeerId> = silent.cloned().collect();
+            let mut all: Vec<PeerId> = silent.into_iter().collect();
+            for _ in 0..ANNOUNCES.saturating_mul(4) {
+                if all.is_empty() {
+                    break;
+                }
+                let chosen = self.rng.random_range(0..all.len());
+                let effects = self.membership.announce(now, &all.swap_remove(chosen));
                 self.carry_out(effects);
             }
         }
-        if now.since(self.status.last) >= self.config.tuning.status_ms {
-            self.speak(false);
+        // What waits to be said is said to all, at the end of this step or of one soon.
+        if !self.status.dirty
+            && !self.status.greet
+            && now.since(self.status.last) >= self.config.tuning.status_ms
+        {
+            self.status.last = now;
+            for peer in gossip::turn(&self.connected, &self.round_end, ROUND) {
+                self.speak_to(&peer, None);
+                self.round_end = peer;
+            }
         }
     }
 
@@ -295,8 +311,12 @@ impl Cell {
     }
 
     /// A heartbeat to all; with the body where it is new.
-    fn speak(&mut self, with_body: bool) {
+    fn speak(&mut self) {
+        let with_body = std::mem::take(&mut self.status.dirty);
+        self.status.greet = false;
         self.status.last = self.now;
+        self.status.spoken = self.now;
+        self.status.version += u64::from(with_body);
         let body = with_body.then(|| self.status_body());
         let peers: Vec<PeerId> = self.connected.iter().cloned().collect();
         for peer in peers {
@@ -366,9 +386,12 @@ impl Cell {
                     self.emit("VoucherReused", format!("node/{late}"), message);
                     self.out.push(Command::Quarantine {
                         peer: second,
-                        voucher_id: member.voucher_id,
+                        voucher_id: member.voucher_id.clone(),
                         first,
                     });
+                }
+                for other in self.some_connected(FAN_OUT) {
+                    self.send(&other, Message::Members(vec![(peer.clone(), member.clone())]));
                 }
                 if self.roster.contains(&peer) && peer != self.config.me {
                     let known = format!("{assurance:?}").to_lowercase();
@@ -378,7 +401,7 @@ impl Cell {
             }
         }
         self.roster_since = self.now;
-        self.status.touch();
+        self.status.greet();
         self.scan_due = true;
         self.restart_claims();
     }
@@ -391,8 +414,11 @@ impl Cell {
             return;
         }
         self.connected.insert(peer.clone());
-        let effects = self.membership.announce(self.now, &peer);
-        self.carry_out(effects);
+        if let Some(left) = self.announces.checked_sub(1) {
+            self.announces = left;
+            let effects = self.membership.announce(self.now, &peer);
+            self.carry_out(effects);
+        }
         let body = self.status_body();
         self.speak_to(&peer, Some(body));
     }
@@ -521,16 +547,6 @@ impl Cell {
         }
     }
 
-    /// Asks a peer for something at most every `ms`.
-    pub(crate) fn may_ask(&mut self, peer: &PeerId, what: &'static str, ms: u64) -> bool {
-        let last = self.asked.get(&(peer.clone(), what));
-        if last.is_some_and(|last| self.now.since(*last) < ms) {
-            return false;
-        }
-        self.asked.insert((peer.clone(), what), self.now);
-        true
-    }
-
     fn on_heartbeat(&mut self, from: &PeerId, heartbeat: Heartbeat) {
         if heartbeat.yours > self.membership.generation() {
             let effects = self.membership.outgrow(self.now, heartbeat.yours);
@@ -542,7 +558,7 @@ impl Cell {
         let was_heard = self
             .views
             .get(from)
-            .is_some_and(|view| view.recovered && view.roster == self.roster.digest());
+            .is_some_and(|view| view.is_heard_under(self.roster.digest()));
         match self.views.hear(from, heartbeat, self.now) {
             Heard::Old => return,
             Heard::Same => {}
@@ -553,11 +569,11 @@ impl Cell {
             }
             Heard::Body => self.on_body(from),
         }
-        if roster != self.roster.digest() && self.may_ask(from, "roster", 300) {
+        if roster != self.roster.digest() && self.may_exchange(from, "roster") {
             let peers = self.roster.all().map(|(peer, _)| peer.clone()).collect();
             self.send(from, Message::Roster(peers));
         }
-        if changes != self.desired.digest() && self.may_ask(from, "changes", 300) {
+        if changes != self.desired.digest() && self.may_exchange(from, "changes") {
             let mine = self
                 .desired
                 .iter()

@@ -279,20 +279,16 @@ impl Grants {
             .collect()
     }
 
-    /// Releases what its holder, alive and heard, says not to hold; a release may have been lost.
-    pub(crate) fn tidy(
-        &mut self,
-        granted_before: Millis,
-        denies: impl Fn(&PeerId, &Key) -> bool,
-    ) -> Vec<GrantRecord> {
+    /// Releases what its holder, alive and heard since the grant, says not to hold; a release may have been lost.
+    pub(crate) fn tidy(&mut self, denies: impl Fn(&PeerId, &Key, Millis) -> bool) -> Vec<GrantRecord> {
         let mut changed = Vec::new();
         for (key, kept) in &mut self.kept {
             let denied = kept
                 .record
                 .holder
                 .as_ref()
-                .is_some_and(|holder| denies(holder, key));
-            if denied && kept.granted_at <= granted_before {
+                .is_some_and(|holder| denies(holder, key, kept.granted_at));
+            if denied {
                 kept.free();
                 changed.push(kept.record.clone());
             }

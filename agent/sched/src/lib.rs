@@ -7,6 +7,7 @@ mod arbiter;
 mod cell;
 pub mod clocks;
 mod desired;
+mod gossip;
 mod grants;
 mod holdings;
 mod leases;

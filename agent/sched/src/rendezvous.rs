@@ -53,6 +53,11 @@ pub fn weight(peer: u64, thing: u64) -> u64 {
 /// The `count` peers of the greatest weight for `thing`, in order of weight.
 pub fn top<'a>(peers: impl Iterator<Item = (&'a PeerId, u64)>, thing: u64, count: usize) -> Vec<PeerId> {
     let mut weighed: Vec<(u64, &PeerId)> = peers.map(|(peer, hash)| (weight(hash, thing), peer)).collect();
+    // A few of many are asked for: only they are sorted.
+    if let Some(last) = count.checked_sub(1).filter(|last| *last < weighed.len()) {
+        weighed.select_nth_unstable_by(last, |a, b| b.cmp(a));
+        weighed.truncate(count);
+    }
     weighed.sort_unstable_by(|a, b| b.cmp(a));
     weighed
         .into_iter()

@@ -4,14 +4,32 @@
 //! that was revoked once never takes part again, whatever arrives later; each list is bounded.
 
 use crate::cell::Cell;
+use crate::gossip::FAN_OUT;
 use crate::model::{Command, Key, RevocationNews};
 use crate::wire::{MAX_MESSAGE, Message};
-use beemesh_ids::PeerId;
+use beemesh_ids::{FabricId, PeerId};
+use beemesh_joinpack_format::{Envelope, RevocationSet};
 
 /// Snapshots that are handed on, at most.
 pub const MAX_SNAPSHOTS: usize = 8;
 /// Longest snapshot, in bytes: it fits into one message.
 pub const MAX_SNAPSHOT: usize = MAX_MESSAGE * 3 / 4;
+
+impl RevocationNews {
+    /// What `set` proves in this fabric.
+    pub fn of(set: &RevocationSet, fabric: &FabricId) -> Self {
+        let union = set.union(fabric);
+        let digest = set.digest();
+        // 0 says that nothing is known.
+        let short = digest.as_bytes().first_chunk().copied().unwrap_or_default();
+        Self {
+            digest: set.issued().map_or(0, |_| u64::from_be_bytes(short).max(1)),
+            snapshots: set.envelopes().map(Envelope::to_json).collect(),
+            nodes: union.nodes,
+            vouchers: union.vouchers,
+        }
+    }
+}
 
 impl Cell {
     /// The driver knows more than before: whoever is revoked by it is out, and the others hear it.
@@ -31,8 +49,7 @@ impl Cell {
             .collect();
         // Before the connections of the revoked are cut: they may hear it too.
         if is_news {
-            let peers: Vec<PeerId> = self.connected.iter().cloned().collect();
-            for peer in peers {
+            for peer in self.some_connected(FAN_OUT) {
                 self.send_snapshots(&peer);
             }
         }
@@ -55,7 +72,7 @@ impl Cell {
         }
         if !out.is_empty() {
             self.roster_since = self.now;
-            self.status.touch();
+            self.status.greet();
             self.scan_due = true;
             self.restart_claims();
         }
@@ -63,7 +80,7 @@ impl Cell {
 
     /// A member knows other revocations: both tell what they have, and each keeps the union.
     pub(crate) fn on_revocation_digest(&mut self, from: &PeerId, theirs: u64) {
-        if theirs != self.revocation_digest && self.may_ask(from, "revocations", 300) {
+        if theirs != self.revocation_digest && self.may_exchange(from, "revocations") {
             self.send_snapshots(from);
             if self.snapshots.is_empty() {
                 self.send(from, Message::RevocationsWanted);

@@ -9,7 +9,7 @@ use beemesh_ids::PeerId;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Most members, quarantined ones included.
-pub const MAX_MEMBERS: usize = 512;
+pub const MAX_MEMBERS: usize = 1000;
 
 pub(crate) struct Entry {
     pub(crate) info: MemberInfo,
@@ -22,6 +22,8 @@ pub(crate) struct Entry {
 #[derive(Default)]
 pub(crate) struct Roster {
     entries: BTreeMap<PeerId, Entry>,
+    /// Members that show a voucher, by voucher.
+    vouchers: BTreeMap<String, usize>,
     digest: u64,
     revoked_nodes: BTreeSet<PeerId>,
     revoked_vouchers: BTreeSet<String>,
@@ -39,7 +41,25 @@ pub(crate) enum Added {
 }
 
 impl Roster {
+    /// The roster of `members`; beyond the bound they are left out.
+    pub(crate) fn of(members: impl IntoIterator<Item = (PeerId, MemberInfo)>, now: Millis) -> Self {
+        let mut roster = Self::default();
+        for (peer, info) in members {
+            roster.insert(peer, info, now);
+        }
+        roster.update_digest();
+        roster
+    }
+
     pub(crate) fn add(&mut self, peer: PeerId, info: MemberInfo, now: Millis) -> Added {
+        let added = self.insert(peer, info, now);
+        if matches!(added, Added::New { .. }) {
+            self.update_digest();
+        }
+        added
+    }
+
+    fn insert(&mut self, peer: PeerId, info: MemberInfo, now: Millis) -> Added {
         if let Some(known) = self.entries.get(&peer) {
             // A renewed credential of the same redemption replaces the old one.
             if known.info == info || known.info.redeemed > info.redeemed {
@@ -58,7 +78,17 @@ impl Roster {
             quarantined: revoked,
             revoked,
         };
-        if !entry.info.voucher_id.is_empty() {
+        if let Some(old) = self.entries.remove(&peer)
+            && let Some(count) = self.vouchers.get_mut(&old.info.voucher_id)
+        {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.vouchers.remove(&old.info.voucher_id);
+            }
+        }
+        let shown = self.vouchers.entry(entry.info.voucher_id.clone()).or_default();
+        *shown = shown.saturating_add(1);
+        if !entry.info.voucher_id.is_empty() && *shown > 1 {
             let rival = self.entries.iter_mut().find(|(other, known)| {
                 // Who was revoked keeps the voucher that it redeemed: nobody inherits it.
                 **other != peer
@@ -76,7 +106,6 @@ impl Roster {
             }
         }
         self.entries.insert(peer, entry);
-        self.update_digest();
         Added::New { quarantined }
     }
 

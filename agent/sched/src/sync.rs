@@ -24,7 +24,7 @@ impl Cell {
         if !wanted.is_empty() {
             self.send(from, Message::MembersWanted(wanted));
         }
-        if unknown_there && self.may_ask(from, "roster", 300) {
+        if unknown_there && self.may_exchange(from, "roster") {
             let peers = self.roster.all().map(|(peer, _)| peer.clone()).collect();
             self.send(from, Message::Roster(peers));
         }

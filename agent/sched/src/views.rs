@@ -19,6 +19,7 @@ pub(crate) struct View {
     seq: u64,
     version: Option<(u64, u64)>,
     pub(crate) newest: u64,
+    /// The roster that it had when it held what `body` says.
     pub(crate) roster: u64,
     pub(crate) recovered: bool,
     pub(crate) heard: Millis,
@@ -29,6 +30,11 @@ impl View {
     /// The body is the one that the last heartbeat spoke of.
     pub(crate) fn is_current(&self) -> bool {
         self.recovered && self.version == Some((self.generation, self.newest))
+    }
+
+    /// All that it held when it first had this roster is known: what it starts since is granted under it.
+    pub(crate) fn is_heard_under(&self, roster: u64) -> bool {
+        self.is_current() && self.roster == roster
     }
 
     pub(crate) fn pod(&self, key: &Key) -> Option<&HeldPod> {
@@ -82,15 +88,15 @@ impl Views {
         view.generation = heartbeat.generation;
         view.seq = heartbeat.seq;
         view.newest = heartbeat.version;
-        view.roster = heartbeat.roster;
         view.recovered = heartbeat.recovered;
         view.heard = now;
         let version = Some((heartbeat.generation, heartbeat.version));
-        if view.version == version {
-            return Heard::Same;
-        }
         let Some(body) = heartbeat.body else {
-            return Heard::BodyWanted;
+            if view.version != version {
+                return Heard::BodyWanted;
+            }
+            view.roster = heartbeat.roster;
+            return Heard::Same;
         };
         if !heartbeat.recovered {
             // It does not know yet what it holds: what it said in its life before stands. What it has is news.
@@ -98,6 +104,7 @@ impl Views {
             return Heard::Same;
         }
         view.version = version;
+        view.roster = heartbeat.roster;
         let gone = std::mem::replace(&mut view.body, body);
         let keys: Vec<Key> = view.body.pods.iter().map(|pod| pod.key.clone()).collect();
         for pod in gone.pods {

@@ -2,11 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod sim;
-
 use beemesh_agent_sched::{Cell, CellConfig, Event, MAX_PODS, Millis, Persisted, Tuning, wire};
+use beemesh_ci_sim::{World, deletion, deployment};
 use beemesh_ids::PeerId;
-use sim::{World, deletion, deployment};
 
 #[test]
 fn garbage_and_strangers_are_dropped_and_counted() {

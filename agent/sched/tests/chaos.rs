@@ -1,12 +1,10 @@
-//! Random sequences of faults; the invariants are checked after every command (`sim/invariants.rs`), and after the last
+//! Random sequences of faults; the invariants are checked after every command (`ci/sim/src/invariants.rs`), and after the last
 //! fault the cell must come to rest with exactly what is wanted.
 
 #![allow(clippy::unwrap_used)]
 
-mod sim;
-
+use beemesh_ci_sim::{World, deletion, deployment};
 use proptest::prelude::*;
-use sim::{World, deletion, deployment};
 
 /// One act of the world's malice, or of its operators.
 #[derive(Debug, Clone)]

@@ -1,8 +1,6 @@
 //! Stories of a cell, each on the simulated network with the shipped state machine.
 
-mod sim;
-
-use sim::{World, deletion, deployment};
+use beemesh_ci_sim::{World, deletion, deployment};
 
 fn workload(name: &str) -> beemesh_agent_api::WorkloadId {
     deletion(name).workload
@@ -32,7 +30,7 @@ fn revoked_node_is_cut_off_everywhere_and_its_pods_start_elsewhere() {
         let peer = world.nodes[revoked].peer.clone();
         for n in 0..5 {
             assert!(
-                world.nodes[n].revoked.contains(&peer),
+                world.nodes[n].revoked.has_node(&peer),
                 "seed {seed}: node {n} has not heard it"
             );
             let members: Vec<_> = world.nodes[n]
@@ -65,10 +63,10 @@ fn node_that_was_away_hears_of_a_revocation_when_it_returns() {
     world.revoke(0, 1);
     world.run(1000);
     let peer = world.nodes[1].peer.clone();
-    assert!(world.nodes[2].revoked.contains(&peer) && !world.nodes[3].revoked.contains(&peer));
+    assert!(world.nodes[2].revoked.has_node(&peer) && !world.nodes[3].revoked.has_node(&peer));
     world.heal();
     world.run(3000);
-    assert!(world.nodes[3].revoked.contains(&peer));
+    assert!(world.nodes[3].revoked.has_node(&peer));
     let cell = world.nodes[3].cell.as_ref().unwrap();
     assert!(cell.members().all(|(member, _)| *member != peer));
 }
@@ -285,15 +283,11 @@ fn two_sides_that_lost_the_holder_each_start_one_and_no_more() {
         let [holder] = world.holders(&key)[..] else {
             panic!("seed {seed}")
         };
-        let sides: Vec<u32> = (0..9)
-            .map(|n| {
-                if n == holder {
-                    2
-                } else {
-                    u32::from(n % 2 == (holder + 1) % 2)
-                }
-            })
-            .collect();
+        let others = (0..9).filter(|n| *n != holder);
+        let mut sides = vec![2; 9];
+        others
+            .enumerate()
+            .for_each(|(rank, n)| sides[n] = u32::from(rank % 2 == 0));
         let most = [0, 1].map(|side| sides.iter().filter(|s| **s == side).count());
         assert_eq!(most, [4, 4], "more than a third each");
         world.partition(&sides);
@@ -523,7 +517,7 @@ fn a_new_specification_replaces_one_ordinal_at_a_time() {
             .iter()
             .flat_map(|node| node.pods.keys().cloned())
             .collect();
-        world.change(1, sim::Wish::with("web", 3, "web:2", ""));
+        world.change(1, beemesh_ci_sim::Wish::with("web", 3, "web:2", ""));
         let mut fewest = 3;
         for _ in 0..2000 {
             world.run(10);
@@ -585,7 +579,7 @@ fn a_node_that_was_away_learns_what_changed() {
 #[test]
 fn what_fits_nowhere_says_why_and_runs_once_it_fits() {
     let mut world = World::settled(11, 3);
-    world.change(0, sim::Wish::with("web", 1, "absent:1", ""));
+    world.change(0, beemesh_ci_sim::Wish::with("web", 1, "absent:1", ""));
     world.run(10_000);
     let pods = world.nodes[1].cell.as_ref().unwrap().pods();
     assert!(
@@ -613,7 +607,7 @@ fn a_port_of_the_node_is_given_once() {
     let mut world = World::settled(12, 3);
     world.change(
         0,
-        sim::Wish::with(
+        beemesh_ci_sim::Wish::with(
             "web",
             4,
             "web:1",
@@ -635,7 +629,7 @@ fn a_port_of_the_node_is_given_once() {
 fn memory_is_never_promised_twice() {
     let mut world = World::settled(13, 3);
     let gib = "        resources: {requests: {memory: 1Gi}}\n";
-    world.change(0, sim::Wish::with("web", 20, "web:1", gib));
+    world.change(0, beemesh_ci_sim::Wish::with("web", 20, "web:1", gib));
     world.run(10_000);
     assert!(
         world.nodes.iter().all(|node| node.pods.len() == 4),
@@ -724,8 +718,8 @@ fn an_idle_cell_says_little() {
     let mut world = World::settled(16, 5);
     world.change(0, deployment("web", 5));
     world.run(10_000);
-    let before = world.messages;
+    let before = world.traffic.messages;
     world.run(60_000);
-    let per_node_and_second = (world.messages - before) / 5 / 60;
+    let per_node_and_second = (world.traffic.messages - before) / 5 / 60;
     assert!(per_node_and_second < 12, "{per_node_and_second}");
 }

@@ -37,6 +37,7 @@ const HEIGHT: &[(&str, u8)] = &[
     ("beemesh-image-build", 6),
     ("beemesh-ci-testkit", 7),
     ("beemesh-ci-fuzz", 7),
+    ("beemesh-ci-sim", 7),
     ("beemesh-ci-e2e", 8),
     ("beemesh-ci-xtask", 8),
 ];

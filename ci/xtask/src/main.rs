@@ -57,6 +57,24 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
+    /// Play cells of the shipped scheduler under one virtual clock; measure how fast records and pods get about
+    Sim {
+        /// Nodes of the cell (4 to 1000)
+        #[arg(long, default_value_t = 1000)]
+        nodes: u16,
+        /// How many seeds
+        #[arg(long, default_value_t = 1)]
+        seeds: u64,
+        /// The first seed
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// One scenario alone: revocation, change, placement, partition, half, faults
+        #[arg(long)]
+        only: Option<String>,
+        /// Write every outcome to this file, from the root of the repository
+        #[arg(long, value_name = "FILE")]
+        json: Option<String>,
+    },
     /// Measure
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -70,6 +88,19 @@ fn main() -> ExitCode {
         Command::Test { only } => test::test(only.as_deref()),
         Command::Demo { nodes, keep, strict } => demo(nodes, keep, strict),
         Command::Fuzz { seconds } => fuzz(seconds),
+        Command::Sim {
+            nodes,
+            seeds,
+            seed,
+            only,
+            json,
+        } => {
+            let [nodes, seeds, seed] = [u64::from(nodes), seeds, seed].map(|number| number.to_string());
+            let mut line = vec!["--nodes", &nodes, "--seeds", &seeds, "--seed", &seed];
+            line.extend(only.iter().flat_map(|only| ["--only", only]));
+            line.extend(json.iter().flat_map(|file| ["--json", file]));
+            sim(&line)
+        }
         Command::Bench(what) => bench::bench(what),
     };
     match done {
@@ -96,6 +127,13 @@ fn fuzz(seconds: u64) -> Result<ExitCode> {
         ];
         run::step(&format!("fuzz {target}"), &mut run::cargo(&line))?;
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn sim(options: &[&str]) -> Result<ExitCode> {
+    let mut line = vec!["run", "--release", "--package", "beemesh-ci-sim", "--"];
+    line.extend(options);
+    run::step("sim", &mut run::cargo(&line))?;
     Ok(ExitCode::SUCCESS)
 }
 

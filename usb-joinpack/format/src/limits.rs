@@ -62,7 +62,7 @@ pub const PATH: usize = 1024;
 pub const SERIAL: usize = 64;
 /// Length of one part of a sealed one-time key, in characters of base64.
 pub const SEALED: usize = 512;
-/// Nodes, and vouchers, in a revocation snapshot: eight of the largest cells.
+/// Nodes, and vouchers, in a revocation snapshot: four of the largest cells.
 pub const REVOKED: usize = 4096;
 /// Length of a revocation snapshot's payload in bytes: so many nodes and vouchers fit.
 pub const REVOCATION_PAYLOAD: usize = 512 * 1024;

@@ -4,11 +4,14 @@ use beemesh_agent_api::{Change, WorkloadId, WorkloadKind, WorkloadSpec, parse_ma
 
 /// What an operator wants.
 pub struct Wish {
+    /// Which workload.
     pub workload: WorkloadId,
+    /// Its specification; `None` deletes it.
     pub spec: Option<WorkloadSpec>,
 }
 
 impl Wish {
+    /// The change with the number `n`: a greater one is newer.
     pub fn into_change(self, n: u64) -> Change {
         let id = format!("{n:026}");
         Change {
@@ -50,6 +53,7 @@ pub fn deletion(name: &str) -> Wish {
     }
 }
 
+/// The deployment of this name.
 pub fn workload(name: &str) -> WorkloadId {
     WorkloadId {
         namespace: "default".into(),

@@ -1,10 +1,11 @@
 //! What must hold after every command, whatever happened before.
 
-use super::Node;
+use crate::world::Node;
 use beemesh_agent_sched::{GrantRecord, Key, wire::MAX_MESSAGE};
 use beemesh_ids::PeerId;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Checked at every message, promise and start; panics where one does not hold.
 #[derive(Default)]
 pub struct Invariants {
     /// A machine was killed or the network was cut: from here on up to three copies may run.
@@ -18,12 +19,12 @@ pub struct Invariants {
 }
 
 impl Invariants {
-    pub fn message(&mut self, bytes: &[u8]) {
+    pub(crate) fn message(&mut self, bytes: &[u8]) {
         self.largest = self.largest.max(bytes.len());
         assert!(bytes.len() <= MAX_MESSAGE, "message of {} bytes", bytes.len());
     }
 
-    pub fn promised(&mut self, n: usize, record: &GrantRecord) {
+    pub(crate) fn promised(&mut self, n: usize, record: &GrantRecord) {
         if let Some(holder) = &record.holder {
             let promise = (
                 (record.workload.clone(), record.ordinal),
@@ -34,7 +35,7 @@ impl Invariants {
         }
     }
 
-    pub fn started(&mut self, nodes: &[Node], n: usize, key: &Key, token: u64, now: u64) {
+    pub(crate) fn started(&mut self, nodes: &[Node], n: usize, key: &Key, token: u64, now: u64) {
         let copies: Vec<(usize, u64)> = nodes
             .iter()
             .enumerate()

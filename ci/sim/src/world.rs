@@ -1,15 +1,11 @@
 //! A network of cells under one virtual clock: delays, losses, partitions, kills, restarts with what was persisted.
 //!
-//! It drives the shipped [`Cell`] through its public interface alone and executes its commands as a driver would. Two
-//! worlds with the same seed and the same calls are equal. After every command the invariants of `SPEC.md` are checked.
+//! Messages may overtake each other. After every command the invariants of `agent/sched/SPEC.md` are checked.
 
-#![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::expect_used)]
-
-mod invariants;
-mod manifest;
-
-pub use manifest::{Wish, deletion, deployment};
-
+use crate::authority::Authority;
+use crate::invariants::Invariants;
+use crate::manifest::Wish;
+use crate::traffic::Traffic;
 use beemesh_agent_api::shim::Phase;
 use beemesh_agent_api::view::Assurance;
 use beemesh_agent_api::{Change, WorkloadId};
@@ -18,9 +14,12 @@ use beemesh_agent_sched::{
     RecoveredPod, RevocationNews, RootNews, Stamp, Tuning,
 };
 use beemesh_ids::PeerId;
-use invariants::Invariants;
+use beemesh_joinpack_format::{Envelope, RevocationSet, Source, limits};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Events for people that are remembered; all are counted.
+const EVENTS: usize = 20_000;
 
 /// How the network behaves.
 #[derive(Debug, Clone)]
@@ -29,8 +28,12 @@ pub struct Network {
     pub min_ms: u64,
     /// Greatest delay.
     pub max_ms: u64,
+    /// Longest delay of the slow messages, and how many of a thousand are slow.
+    pub tail: (u64, u32),
     /// Messages lost of a thousand.
     pub lost: u32,
+    /// Bytes that a node can send in a millisecond; 0: as many as it likes.
+    pub bandwidth: u64,
     /// Longest pause of a node, and how many of a thousand ticks begin one.
     pub hiccup: (u64, u32),
     /// Credentials are exchanged at each connection (as the fabric does); otherwise only when a node is admitted.
@@ -42,9 +45,25 @@ impl Default for Network {
         Self {
             min_ms: 3,
             max_ms: 5,
+            tail: (0, 0),
             lost: 0,
+            bandwidth: 0,
             hiccup: (0, 0),
             handshake: true,
+        }
+    }
+}
+
+impl Network {
+    /// A site on a bad day: 100 Mbit/s for each node, one message of a hundred up to 200 ms late, one of a thousand lost.
+    pub fn site() -> Self {
+        Self {
+            min_ms: 1,
+            max_ms: 5,
+            tail: (200, 10),
+            lost: 1,
+            bandwidth: 12_500,
+            ..Self::default()
         }
     }
 }
@@ -52,7 +71,9 @@ impl Default for Network {
 /// A pod as the simulated runtime runs it.
 #[derive(Debug, Clone)]
 pub struct SimPod {
+    /// Workload and ordinal.
     pub key: Key,
+    /// What came with the start.
     pub stamp: Stamp,
     /// A leased copy is not counted until then: its agent was away, and nobody could fence it.
     pub uncounted_until: u64,
@@ -61,24 +82,32 @@ pub struct SimPod {
 
 /// A machine.
 pub struct Node {
+    /// Its peer id.
     pub peer: PeerId,
+    /// Itself as a member.
     pub member: MemberInfo,
+    /// What it has.
     pub capacity: Capacity,
     /// `None`: the agent does not run.
     pub cell: Option<Cell>,
     /// The machine is on: its pods run.
     pub powered: bool,
+    /// What is on its disk, but for the founders.
     pub persisted: Persisted,
+    /// What runs on it, by pod id.
     pub pods: BTreeMap<String, SimPod>,
     /// Side of the partition.
     pub side: u32,
     life: u64,
     clock_zero: u64,
+    /// It stands still until then.
     pub paused_until: u64,
+    /// Its link is busy until then, in microseconds.
+    sends_until: u64,
     connected: BTreeSet<usize>,
     refused: BTreeSet<PeerId>,
-    /// What it knows to be revoked: the simulated snapshots are lists of peer ids.
-    pub revoked: BTreeSet<PeerId>,
+    /// What it knows to be revoked.
+    pub revoked: RevocationSet,
     /// Its chain of root documents: each begins with its number in four digits.
     pub roots: Vec<Vec<u8>>,
 }
@@ -96,16 +125,20 @@ enum What {
     Member(PeerId, MemberInfo),
     PodRuns(String),
     PodGone(String),
-    Revocations(BTreeSet<PeerId>),
+    Revocations(Vec<u8>),
     Roots(Vec<Vec<u8>>),
 }
 
 /// A `Start` that was seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Started {
+    /// When, by the world's clock.
     pub at: u64,
+    /// Where.
     pub node: usize,
+    /// Workload and ordinal.
     pub key: Key,
+    /// Token of the grant.
     pub token: u64,
     /// Since the change was accepted or the loss noticed, by the node's own reckoning.
     pub after_ms: u64,
@@ -113,38 +146,40 @@ pub struct Started {
 
 /// The world.
 pub struct World {
+    /// Virtual milliseconds.
     pub now: u64,
+    /// The machines.
     pub nodes: Vec<Node>,
+    /// The network.
     pub network: Network,
+    /// What the cells are configured with.
     pub tuning: Tuning,
+    /// All chance but that of the cells.
     pub rng: SmallRng,
+    /// Starts that were seen.
     pub starts: Vec<Started>,
-    /// (when, node, reason, object).
-    pub events: Vec<(u64, usize, &'static str, String, String)>,
+    /// (when, node, reason, object, message), the newest.
+    pub events: VecDeque<(u64, usize, &'static str, String, String)>,
+    /// What must hold.
     pub invariants: Invariants,
     /// Milliseconds from `Start` to running.
     pub start_ms: u64,
-    pub messages: u64,
-    queue: BTreeMap<(u64, u64), (usize, u64, What)>,
-    queued: u64,
+    /// What was said.
+    pub traffic: Traffic,
+    /// Who signs.
+    pub authority: Authority,
+    /// Members that all of these know from before.
+    founders: Vec<(PeerId, MemberInfo)>,
+    by_peer: BTreeMap<PeerId, usize>,
+    /// By millisecond, then in order.
+    queue: BTreeMap<u64, VecDeque<(usize, u64, What)>>,
+    told: BTreeMap<&'static str, usize>,
     ulid: u64,
     trace: u64,
 }
 
-fn revocation_news(revoked: &BTreeSet<PeerId>) -> RevocationNews {
-    let snapshot = serde_json::to_vec(revoked).unwrap();
-    RevocationNews {
-        // Any digest of the set will do.
-        digest: snapshot
-            .iter()
-            .fold(1, |digest: u64, byte| digest.wrapping_mul(31) ^ u64::from(*byte)),
-        snapshots: vec![snapshot],
-        nodes: revoked.clone(),
-        vouchers: BTreeSet::new(),
-    }
-}
-
 impl World {
+    /// A world without machines.
     pub fn new(seed: u64) -> Self {
         Self {
             now: 1000,
@@ -153,12 +188,15 @@ impl World {
             tuning: Tuning::default(),
             rng: SmallRng::seed_from_u64(seed),
             starts: Vec::new(),
-            events: Vec::new(),
+            events: VecDeque::new(),
             invariants: Invariants::default(),
             start_ms: 200,
-            messages: 0,
+            traffic: Traffic::default(),
+            authority: Authority::default(),
+            founders: Vec::new(),
+            by_peer: BTreeMap::new(),
             queue: BTreeMap::new(),
-            queued: 0,
+            told: BTreeMap::new(),
             ulid: 0,
             trace: 0,
         }
@@ -172,6 +210,19 @@ impl World {
             world.run(300);
         }
         world.run(4000);
+        world
+    }
+
+    /// A world of `count` nodes that have been members before and are all switched on together; none is yet connected.
+    pub fn of_members(seed: u64, count: usize, network: Network) -> Self {
+        let mut world = Self::new(seed);
+        world.network = network;
+        for _ in 0..count {
+            let n = world.add(|_| {});
+            let node = &world.nodes[n];
+            world.founders.push((node.peer.clone(), node.member.clone()));
+        }
+        (0..count).for_each(|n| world.boot(n));
         world
     }
 
@@ -204,6 +255,25 @@ impl World {
 
     /// The same with another credential.
     pub fn join_with(&mut self, alter: impl FnOnce(&mut MemberInfo)) -> usize {
+        let admitter = self
+            .nodes
+            .iter()
+            .position(|node| node.cell.is_some() && node.side == 0);
+        let n = self.add(alter);
+        if let Some(admitter) = admitter {
+            let host = &self.nodes[admitter];
+            let known = (host.peer.clone(), host.member.clone());
+            let node = &mut self.nodes[n];
+            node.persisted.members.push(known);
+            let newcomer = What::Member(node.peer.clone(), node.member.clone());
+            self.push(admitter, 1, newcomer);
+        }
+        self.boot(n);
+        n
+    }
+
+    /// A machine that is off.
+    fn add(&mut self, alter: impl FnOnce(&mut MemberInfo)) -> usize {
         let n = self.nodes.len();
         let mut key = [0; 32];
         key[..8].copy_from_slice(&(n as u64 + 1).to_be_bytes());
@@ -220,20 +290,10 @@ impl World {
             credential: format!("credential of {n}").into_bytes(),
         };
         alter(&mut member);
-        let admitter = self
-            .nodes
-            .iter()
-            .position(|node| node.cell.is_some() && node.side == 0);
-        let mut persisted = Persisted::default();
-        if let Some(admitter) = admitter {
-            let admitter = &self.nodes[admitter];
-            persisted
-                .members
-                .push((admitter.peer.clone(), admitter.member.clone()));
-        }
+        self.by_peer.insert(peer.clone(), n);
         self.nodes.push(Node {
-            peer: peer.clone(),
-            member: member.clone(),
+            peer,
+            member,
             capacity: Capacity {
                 cpu_millis: 4000,
                 memory_bytes: 4 << 30,
@@ -242,21 +302,18 @@ impl World {
             },
             cell: None,
             powered: false,
-            persisted,
+            persisted: Persisted::default(),
             pods: BTreeMap::new(),
             side: 0,
             life: 0,
             clock_zero: 0,
             paused_until: 0,
+            sends_until: 0,
             connected: BTreeSet::new(),
             refused: BTreeSet::new(),
-            revoked: BTreeSet::new(),
+            revoked: RevocationSet::default(),
             roots: Vec::new(),
         });
-        if let Some(admitter) = admitter {
-            self.push(admitter, 1, What::Member(peer, member));
-        }
-        self.boot(n);
         n
     }
 
@@ -276,7 +333,9 @@ impl World {
             seed,
             tuning: self.tuning.clone(),
         };
-        node.cell = Some(Cell::new(config, node.persisted.clone(), Millis(offset)));
+        let mut persisted = node.persisted.clone();
+        persisted.members.extend(self.founders.iter().cloned());
+        node.cell = Some(Cell::new(config, persisted, Millis(offset)));
         for pod in node.pods.values_mut().filter(|pod| pod.stamp.leased) {
             pod.uncounted_until = self.now + self.tuning.fence_ms + 500;
         }
@@ -291,10 +350,13 @@ impl World {
         let ids: Vec<String> = pods.iter().map(|pod| pod.pod_id.clone()).collect();
         self.step(n, Event::Capacity(capacity));
         self.step(n, Event::Recovered { pods });
+        let news = self.revocation_news(n);
+        self.step(n, Event::Revocations(news));
         for id in ids {
             self.push(n, 20, What::PodRuns(id));
         }
-        self.push(n, 100, What::Tick);
+        let first = self.rng.random_range(1..=100);
+        self.push(n, first, What::Tick);
         for other in 0..self.nodes.len() {
             self.link(n, other);
         }
@@ -396,7 +458,7 @@ impl World {
     }
 
     /// An operator hands a change to node `n`.
-    pub fn change(&mut self, n: usize, spec: manifest::Wish) {
+    pub fn change(&mut self, n: usize, spec: Wish) {
         self.ulid += 1;
         let change = spec.into_change(self.ulid);
         let envelope = serde_json::to_vec(&change).unwrap();
@@ -406,14 +468,16 @@ impl World {
     /// Lets `ms` pass.
     pub fn run(&mut self, ms: u64) {
         let until = self.now + ms;
-        while let Some(entry) = self.queue.first_entry() {
-            let at = entry.key().0;
+        while let Some(mut entry) = self.queue.first_entry() {
+            let at = *entry.key();
             if at > until {
                 break;
             }
-            let (n, life, what) = entry.remove();
             self.now = self.now.max(at);
-            self.happen(n, life, what);
+            match entry.get_mut().pop_front() {
+                Some((n, life, what)) => self.happen(n, life, what),
+                None => drop(entry.remove()),
+            }
         }
         self.now = until;
     }
@@ -449,6 +513,11 @@ impl World {
             && (0..replicas).all(|ordinal| self.copies(&(workload.clone(), ordinal)) == 1)
     }
 
+    /// Members that a node is connected with.
+    pub fn links(&self, n: usize) -> usize {
+        self.nodes[n].connected.len()
+    }
+
     /// Machines that run a copy of an ordinal.
     pub fn holders(&self, key: &Key) -> Vec<usize> {
         let on = self.nodes.iter().enumerate().filter(|(_, node)| node.powered);
@@ -457,27 +526,26 @@ impl World {
             .collect()
     }
 
+    /// How often people were told something, by anybody.
     pub fn saw(&self, reason: &str) -> usize {
-        self.events
-            .iter()
-            .filter(|(_, _, seen, ..)| *seen == reason)
-            .count()
+        self.told.get(reason).copied().unwrap_or_default()
     }
 
     fn push(&mut self, n: usize, after: u64, what: What) {
-        self.queued += 1;
         let life = self.nodes[n].life;
-        self.queue
-            .insert((self.now + after, self.queued), (n, life, what));
+        self.enqueue(after, n, life, what);
+    }
+
+    fn enqueue(&mut self, after: u64, n: usize, life: u64, what: What) {
+        let at = self.queue.entry(self.now + after).or_default();
+        at.push_back((n, life, what));
     }
 
     fn happen(&mut self, n: usize, life: u64, what: What) {
         if self.nodes[n].paused_until > self.now {
             // A paused machine reads its queue later.
             let after = self.nodes[n].paused_until - self.now;
-            self.queued += 1;
-            self.queue
-                .insert((self.now + after, self.queued), (n, life, what));
+            self.enqueue(after, n, life, what);
             return;
         }
         let of_machine = matches!(what, What::PodRuns(_) | What::PodGone(_));
@@ -533,7 +601,7 @@ impl World {
             }
             What::Verified(change, envelope) => self.step(n, Event::Change { change, envelope }),
             What::Member(peer, member) => self.step(n, Event::Member { peer, member }),
-            What::Revocations(peers) => self.learn_revocations(n, peers),
+            What::Revocations(envelope) => self.learn_revocations(n, &envelope),
             What::Roots(documents) => self.learn_roots(n, documents),
             What::PodRuns(pod_id) => {
                 if self.nodes[n].pods.get(&pod_id).is_some_and(|pod| !pod.stopping)
@@ -561,15 +629,18 @@ impl World {
         // Nobody waits for a revoked node to have stopped: its copies may overlap with those that replace them.
         self.invariants.failed = true;
         let peer = self.nodes[revoked].peer.clone();
-        self.learn_revocations(at, BTreeSet::from([peer]));
+        let snapshot = self.authority.revoke([peer]).to_json();
+        self.learn_revocations(at, &snapshot);
     }
 
-    fn learn_revocations(&mut self, n: usize, peers: BTreeSet<PeerId>) {
-        let node = &mut self.nodes[n];
-        let before = node.revoked.len();
-        node.revoked.extend(peers);
-        if node.revoked.len() > before {
-            let news = revocation_news(&node.revoked);
+    fn learn_revocations(&mut self, n: usize, snapshot: &[u8]) {
+        let envelope =
+            Envelope::parse(snapshot, limits::REVOCATION_LIMIT).expect("only what was signed is handed on");
+        let taken = self.nodes[n]
+            .revoked
+            .take(&envelope, &self.authority.roots, Source::Member);
+        if taken.expect("only what was signed is handed on") {
+            let news = self.revocation_news(n);
             self.step(n, Event::Revocations(news));
         }
     }
@@ -590,40 +661,67 @@ impl World {
         }
     }
 
+    fn revocation_news(&self, n: usize) -> RevocationNews {
+        RevocationNews::of(&self.nodes[n].revoked, self.authority.roots.fabric_id())
+    }
+
     fn step(&mut self, n: usize, event: Event) {
         let local = Millis(self.now - self.nodes[n].clock_zero);
         let Some(cell) = self.nodes[n].cell.as_mut() else {
             return;
         };
         let commands = cell.step(local, event);
-        self.mix(&(self.now, n, commands.len()));
+        self.mix_bytes(&self.now.to_be_bytes());
+        self.mix_bytes(&[n.to_be_bytes(), commands.len().to_be_bytes()].concat());
         for command in commands {
             self.execute(n, local, command);
         }
     }
 
     fn mix(&mut self, what: &impl std::fmt::Debug) {
-        for byte in format!("{what:?}").bytes() {
-            self.trace = (self.trace ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        self.mix_bytes(format!("{what:?}").as_bytes());
+    }
+
+    fn mix_bytes(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.trace = (self.trace ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         }
+    }
+
+    /// Milliseconds until a message of so many bytes arrives, once it has been sent.
+    fn delay(&mut self, n: usize, bytes: usize) -> u64 {
+        let Network {
+            min_ms,
+            max_ms,
+            tail: (longest, slow),
+            bandwidth,
+            ..
+        } = self.network;
+        let mut after = self.rng.random_range(min_ms..=max_ms);
+        if slow > 0 && self.rng.random_range(0..1000) < slow {
+            after = self.rng.random_range(after..=longest.max(after));
+        }
+        let node = &mut self.nodes[n];
+        if let Some(needs) = (bytes as u64 * 1000).checked_div(bandwidth) {
+            node.sends_until = node.sends_until.max(self.now * 1000) + needs;
+            after += (node.sends_until / 1000).saturating_sub(self.now);
+        }
+        after
     }
 
     fn execute(&mut self, n: usize, local: Millis, command: Command) {
         match command {
             Command::Send { to, bytes } => {
-                self.messages += 1;
+                self.traffic.count(n, &bytes);
                 self.invariants.message(&bytes);
-                let to = self
-                    .nodes
-                    .iter()
-                    .position(|node| node.peer == to)
-                    .expect("sent to nobody");
+                self.mix_bytes(&bytes.len().to_be_bytes());
+                let to = *self.by_peer.get(&to).expect("sent to nobody");
                 if self.rng.random_range(0..1000) < self.network.lost
                     || !self.nodes[n].connected.contains(&to)
                 {
                     return;
                 }
-                let after = self.rng.random_range(self.network.min_ms..=self.network.max_ms);
+                let after = self.delay(n, bytes.len());
                 let from_life = self.nodes[n].life;
                 self.push(
                     to,
@@ -640,24 +738,17 @@ impl World {
                 self.push(n, 1, What::Verified(change, envelope));
             }
             Command::VerifyMember { peer, credential } => {
-                let known = self
-                    .nodes
-                    .iter()
-                    .find(|node| node.peer == peer)
-                    .expect("no such member");
+                let known = &self.nodes[*self.by_peer.get(&peer).expect("no such member")];
                 assert_eq!(known.member.credential, credential);
                 let member = known.member.clone();
                 self.push(n, 1, What::Member(peer, member));
             }
-            Command::VerifyRevocations { envelope } => {
-                let peers = serde_json::from_slice(&envelope).expect("only what was signed is handed on");
-                self.push(n, 1, What::Revocations(peers));
-            }
+            Command::VerifyRevocations { envelope } => self.push(n, 1, What::Revocations(envelope)),
             Command::VerifyRoots { documents } => self.push(n, 1, What::Roots(documents)),
             Command::Quarantine { peer, .. } | Command::Revoked { peer } => {
                 self.nodes[n].refused.insert(peer.clone());
-                if let Some(other) = self.nodes.iter().position(|node| node.peer == peer) {
-                    self.nodes[n].connected.remove(&other);
+                if let Some(other) = self.by_peer.get(&peer) {
+                    self.nodes[n].connected.remove(other);
                 }
             }
             Command::Start {
@@ -713,7 +804,11 @@ impl World {
                 object,
                 message,
             } => {
-                self.events.push((self.now, n, reason, object, message));
+                *self.told.entry(reason).or_default() += 1;
+                if self.events.len() == EVENTS {
+                    self.events.pop_front();
+                }
+                self.events.push_back((self.now, n, reason, object, message));
             }
         }
     }

@@ -1,0 +1,53 @@
+//! Who signs in the simulated fabric: one key that has every role, and a root document that says so.
+
+use beemesh_ids::PeerId;
+use beemesh_joinpack_format::{Envelope, Revocations, Role, RoleSpec, Root, RootChain, SecretKey, Timestamp};
+use std::collections::BTreeMap;
+
+/// When the simulated fabric was made.
+const FOUNDED: Timestamp = Timestamp(1_767_323_045);
+
+/// Signs what operators sign.
+pub struct Authority {
+    key: SecretKey,
+    /// The fabric's root documents.
+    pub roots: RootChain,
+    /// Snapshots that were signed: each is newer than the one before.
+    signed: i64,
+}
+
+impl Default for Authority {
+    fn default() -> Self {
+        let key = SecretKey::from_bytes([7; 32]);
+        let spec = RoleSpec {
+            keyids: vec![key.public().key_id()],
+            threshold: 1,
+            limits: BTreeMap::new(),
+        };
+        let root = Root {
+            fabric_name: "sim".to_owned(),
+            version: 1,
+            issued: FOUNDED,
+            keys: [(key.public().key_id(), key.public())].into(),
+            roles: Role::ALL.map(|role| (role, spec.clone())).into(),
+            nonce: "00112233445566778899aabbccddeeff".to_owned(),
+        };
+        let roots = RootChain::bootstrap(&[root.sign(&[&key]).unwrap()]).unwrap();
+        Self {
+            key,
+            roots,
+            signed: 0,
+        }
+    }
+}
+
+impl Authority {
+    /// A snapshot that revokes these nodes and no others.
+    pub fn revoke(&mut self, nodes: impl IntoIterator<Item = PeerId>) -> Envelope {
+        self.signed += 1;
+        let issued = Timestamp(FOUNDED.0 + self.signed);
+        let mut snapshot = Revocations::none(self.roots.fabric_id().clone(), issued);
+        snapshot.nodes.extend(nodes);
+        snapshot.sign(&[&self.key]).unwrap()
+    }
+}

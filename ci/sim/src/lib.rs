@@ -1,0 +1,23 @@
+//! Cells of up to a thousand nodes on the shipped state machine, under one virtual clock.
+//!
+//! [`World`] drives [`beemesh_agent_sched::Cell`] through its public interface alone and executes its commands as a driver
+//! would; revocations are real signed snapshots, judged by `usb-joinpack/format`. Nothing of the product is written twice
+//! here. [`scenario`] plays what was promised and measures it. Invariant: two worlds with the same seed and the same calls are
+//! equal, to the last message.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod authority;
+mod invariants;
+mod manifest;
+pub mod scenario;
+mod spread;
+mod traffic;
+mod world;
+
+pub use authority::Authority;
+pub use invariants::Invariants;
+pub use manifest::{Wish, deletion, deployment, workload};
+pub use spread::{Delays, Spread};
+pub use traffic::Traffic;
+pub use world::{Network, Node, SimPod, Started, World};
