@@ -6,6 +6,7 @@
 mod check;
 mod document;
 mod fault;
+pub mod keys;
 mod locate;
 pub mod manifest;
 pub mod network;

@@ -21,8 +21,12 @@ pub enum Assurance {
 pub struct NodeView {
     /// Name.
     pub name: NodeName,
-    /// Peer id.
+    /// Node id: the peer id of its first key.
     pub peer_id: PeerId,
+    /// Peer id of the key that it has now.
+    pub key: PeerId,
+    /// How many keys it had before.
+    pub generation: u32,
     /// Liveness as SWIM sees it.
     pub status: NodeStatus,
     /// Assurance.
@@ -203,6 +207,9 @@ pub mod path {
     /// about one of them, a signed voucher or denial (`usb-joinpack/SPEC.md`, section 12); 202 with `{"accepted": true}`; 404 for
     /// a machine that does not ask, 409 where the name is in use, the cell another one, or an operator decided before.
     pub const PETITIONS: &str = "/v1/petitions";
+    /// GET: the members' keys and the orders to rotate them ([`crate::keys::KeysView`]). POST: a signed order; 202 with
+    /// `{"accepted": true}`; 409 where it is older than what is known.
+    pub const KEYS: &str = "/v1/keys";
     /// GET: the endorsement key of the answering node's TPM (`usb-joinpack/SPEC.md`, section 10); 404 where it has no TPM.
     pub const ENDORSEMENT: &str = "/v1/endorsement";
     /// GET: the answering node's time ([`crate::network::TimeView`]).

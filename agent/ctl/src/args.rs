@@ -127,6 +127,16 @@ Examples:
   bmctl revoke voucher/01KDVKFD000000000000000009
   bmctl revoke --file my-fabric/revocations.json";
 
+const KEYS_HELP: &str = "\
+A node keeps its node id for good; its key changes with each rotation, and the peer id that it is connected by with the key.
+No connection is cut and no pod is started anew. An order stands: a node that is off obeys it when it comes back, and one
+that missed several rotates once. KEY counts the keys that a node had before, at most 32.
+
+Examples:
+  bmctl keys status
+  bmctl keys rotate till-3
+  bmctl keys rotate --all --wait --timeout 2m     stay until all have, exit code 4 and their names if some have not";
+
 const TIME_HELP: &str = "\
 SOURCE is `ntp` (a server of the network settings or of DHCP), `peers` (no server answers: the median of the fabric's
 members, two of them at least), `rtc` (the machine's own clock, which is plausible) or `floor` (the newest time that a
@@ -305,7 +315,8 @@ pub enum Command {
         #[command(subcommand)]
         command: NetworkCommand,
     },
-    /// Shows and changes the keys of the fabric
+    /// Shows the nodes' keys and makes nodes take new ones; shows and changes the fabric's root documents
+    #[command(after_help = KEYS_HELP)]
     Keys {
         /// Which keys
         #[command(subcommand)]
@@ -372,13 +383,26 @@ pub enum NodesCommand {
     },
 }
 
-fn parse_code(text: &str) -> Result<ApprovalCode, NotACode> {
-    text.parse()
-}
-
 /// What can be done with keys.
 #[derive(Debug, Subcommand)]
 pub enum KeysCommand {
+    /// Shows every node's ids, its key, since when it has it, and whether an order is outstanding
+    Status,
+    /// Orders nodes to take a new key
+    Rotate {
+        /// Which nodes: name, node id or peer id
+        #[arg(value_name = "NODE", required_unless_present = "all", conflicts_with = "all")]
+        nodes: Vec<String>,
+        /// All nodes, those that are off too
+        #[arg(long)]
+        all: bool,
+        /// Stay until all of them have, at most --timeout (60s)
+        #[arg(long, conflicts_with = "dry_run")]
+        wait: bool,
+        /// Print what would be sent, signed as it would be, and send nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Root documents: which key may do what, and until when
     #[command(after_help = ROOTS_HELP)]
     Roots {
@@ -386,6 +410,10 @@ pub enum KeysCommand {
         #[command(subcommand)]
         command: RootsCommand,
     },
+}
+
+fn parse_code(text: &str) -> Result<ApprovalCode, NotACode> {
+    text.parse()
 }
 
 /// What can be done with a node's network.
@@ -529,6 +557,10 @@ mod tests {
             "bmctl logs web-0 --since 5m",
             "bmctl logs --kernel --boot 1",
             "bmctl dmesg --since soon",
+            "bmctl keys",
+            "bmctl keys rotate",
+            "bmctl keys rotate till --all",
+            "bmctl keys rotate --all --wait --dry-run",
             "bmctl revoke",
             "bmctl revoke node/a --file b",
             "bmctl node ek till",

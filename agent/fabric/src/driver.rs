@@ -2,25 +2,29 @@
 //!
 //! It never waits for the caller while it holds something a peer needs: when the caller does not fetch events, it stops
 //! taking frames and streams, and the connections push back. Commands are always taken.
+//!
+//! A node has one present connection. One that a connection by a newer key has replaced is *retiring*: it is used for nothing
+//! new, and lives until its queue is written and its streams have ended.
 
 use crate::{
-    FabricConfig, FabricError, FabricEvent, FabricStream, MAX_CONNECTIONS, MAX_PENDING, PEER_QUEUE,
-    PEER_QUEUE_BYTES, SILENCE,
+    Admission, Credentials, FabricConfig, FabricError, FabricEvent, FabricStream, MAX_CONNECTIONS,
+    MAX_PENDING, PEER_QUEUE, PEER_QUEUE_BYTES, SILENCE,
     address::{Target, is_shareable, is_way_out, quic_address, tcp_address},
-    claims::Claims,
+    claims::{Claims, Passed},
     dial_book::DialBook,
     frame::{Frame, LaneError, MAX_ADDRESSES},
     gate::{Gate, GateError, Turned},
     hello::{Hello, HelloError},
     lanes::{self, LANE, Opener, Taken},
+    switch::{Lever, Switch},
     transport,
 };
 use beemesh_ids::PeerId as NodeId;
 use futures::{AsyncWriteExt as _, StreamExt as _};
 use libp2p::{
-    Multiaddr, PeerId, Stream, Swarm,
+    Multiaddr, PeerId, Stream, Swarm, Transport as _,
     connection_limits::{self, ConnectionLimits},
-    core::ConnectedPoint,
+    core::{ConnectedPoint, muxing::StreamMuxerBox, transport::Boxed},
     identity::Keypair,
     mdns,
     swarm::{ConnectionId, NetworkBehaviour, SwarmEvent, behaviour::toggle::Toggle, dial_opts::DialOpts},
@@ -49,6 +53,10 @@ const INBOX: usize = 32;
 const COMMANDS: usize = 256;
 /// A member that has nothing to say shows this often that it lives.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+/// How often it is asked whether connections may go on.
+const REVIEW: Duration = Duration::from_secs(5);
+/// A connection that was replaced is used for so long after: the other side may not know of the new one yet.
+const RETIRE: Duration = Duration::from_secs(3);
 /// Peers that mDNS may remember. Anybody on the link can invent more; then it starts anew.
 const DISCOVERED: usize = 2048;
 
@@ -56,12 +64,14 @@ const DISCOVERED: usize = 2048;
 pub(crate) enum Command {
     Dial(Target),
     Disconnect(NodeId),
+    ChangeKey(Box<Credentials>, oneshot::Sender<Result<(), FabricError>>),
+    EndOld,
 }
 
 /// What the tasks of a connection tell.
 enum Told {
-    Frame(ConnectionId, PeerId, Frame),
-    Ended(ConnectionId, PeerId, LaneError),
+    Frame(ConnectionId, NodeId, Frame),
+    Ended(ConnectionId, NodeId, LaneError),
 }
 
 /// The way to one connected peer.
@@ -116,11 +126,16 @@ struct Net {
     mdns: Toggle<mdns::tokio::Behaviour>,
 }
 
-/// The present connection of a peer.
+/// A connection of a node.
 struct Connection {
     id: ConnectionId,
-    node: NodeId,
-    link: Link,
+    passed: Passed,
+    /// The key of the other side.
+    peer: PeerId,
+    /// Gone once the connection has retired.
+    link: Option<Link>,
+    /// When it retires.
+    retires: Option<Instant>,
     listens: Option<SocketAddr>,
     lane: Option<oneshot::Sender<Stream>>,
     tasks: [JoinHandle<()>; 2],
@@ -139,32 +154,79 @@ type Started = (
     mpsc::Receiver<FabricEvent>,
 );
 
-pub(crate) fn start(mut config: FabricConfig, addresses: &[IpAddr]) -> Result<Started, FabricError> {
-    let transport_error = |what: String| FabricError::Transport { what };
-    let key = Keypair::ed25519_from_bytes(&mut config.secret)
-        .map_err(|error| transport_error(error.to_string()))?;
-    config.secret.zeroize();
+/// What every transport of this node is made of, whatever its key.
+struct Maker {
+    admission: Arc<dyn Admission>,
+    claims: Arc<Claims>,
+    port: u16,
+    turned: mpsc::Sender<Turned>,
+}
+
+impl Maker {
+    /// A transport by this key, which counts as one of this node's own from now on.
+    fn make(
+        &self,
+        key: &Keypair,
+        generation: u32,
+        credential: Vec<u8>,
+    ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, FabricError> {
+        let gate = Gate {
+            admission: self.admission.clone(),
+            hello: Arc::new(Hello {
+                port: self.port,
+                credential,
+            }),
+            generation,
+            claims: self.claims.clone(),
+            turned: self.turned.clone(),
+        };
+        let transport = transport::build(key, gate)?;
+        self.claims.add_own_key(key.public().to_peer_id());
+        Ok(transport)
+    }
+}
+
+fn keypair(secret: &mut [u8; 32]) -> Result<Keypair, FabricError> {
+    let key = Keypair::ed25519_from_bytes(&mut *secret).map_err(|error| FabricError::Transport {
+        what: error.to_string(),
+    });
+    secret.zeroize();
+    key
+}
+
+fn node_id(key: &PeerId) -> Result<NodeId, FabricError> {
+    key.to_base58().parse().map_err(|_| FabricError::Transport {
+        what: "not an Ed25519 key".to_owned(),
+    })
+}
+
+pub(crate) fn start(config: FabricConfig, addresses: &[IpAddr]) -> Result<Started, FabricError> {
+    let Credentials {
+        mut secret,
+        generation,
+        credential,
+    } = config.credentials;
+    let key = keypair(&mut secret)?;
     let own = key.public().to_peer_id();
-    let own_node: NodeId = own
-        .to_base58()
-        .parse()
-        .map_err(|_| transport_error("not an Ed25519 key".to_owned()))?;
+    let own_node = match config.node {
+        Some(node) => node,
+        None => node_id(&own)?,
+    };
 
     let port = match config.listen_port {
         0 => free_port(addresses)?,
         port => port,
     };
-    let claims = Claims::new(own);
+    let claims = Claims::new(own_node.clone());
     let (turned_sender, turned) = mpsc::channel(COMMANDS);
-    let gate = Gate {
+    let maker = Maker {
         admission: config.admission,
-        hello: Arc::new(Hello {
-            port,
-            credential: config.credential,
-        }),
         claims: claims.clone(),
+        port,
         turned: turned_sender,
     };
+    let lever = Lever::default();
+    let transport = Switch::new(maker.make(&key, generation, credential)?, lever.clone()).boxed();
     let limits = ConnectionLimits::default()
         .with_max_pending_incoming(Some(MAX_PENDING))
         .with_max_established(Some(MAX_CONNECTIONS))
@@ -175,7 +237,8 @@ pub(crate) fn start(mut config: FabricConfig, addresses: &[IpAddr]) -> Result<St
         mdns: Toggle::from(config.mdns.then(|| start_mdns(own)).flatten()),
     };
     let swarm_config = libp2p::swarm::Config::with_tokio_executor();
-    let mut swarm = Swarm::new(transport::build(&key, gate)?, net, own, swarm_config);
+    // The swarm knows this node by the key that it had at the start: nobody else ever sees that.
+    let mut swarm = Swarm::new(transport, net, own, swarm_config);
     listen(&mut swarm, addresses, port)?;
 
     let mut book = DialBook::default();
@@ -190,9 +253,15 @@ pub(crate) fn start(mut config: FabricConfig, addresses: &[IpAddr]) -> Result<St
     let driver = Driver {
         swarm,
         claims,
+        maker,
+        lever,
+        generation,
         book,
         links: links.clone(),
         connections: HashMap::new(),
+        keys: HashMap::new(),
+        retiring: HashMap::new(),
+        left: None,
         dials: HashMap::new(),
         pending: VecDeque::new(),
         told_sender,
@@ -257,9 +326,20 @@ fn start_mdns(own: PeerId) -> Option<mdns::tokio::Behaviour> {
 struct Driver {
     swarm: Swarm<Net>,
     claims: Arc<Claims>,
+    maker: Maker,
+    lever: Lever,
+    /// Of the key that this node uses.
+    generation: u32,
     book: DialBook,
     links: Arc<Links>,
-    connections: HashMap<PeerId, Connection>,
+    /// The present connection of each node.
+    connections: HashMap<NodeId, Connection>,
+    /// The nodes of those that are by this node's present key, by the key of the other side: nobody dials these.
+    keys: HashMap<PeerId, NodeId>,
+    /// Connections that were replaced.
+    retiring: HashMap<ConnectionId, Connection>,
+    /// Members that were last said to be left to an older key of this node; nothing is to be said without one.
+    left: Option<usize>,
     dials: HashMap<ConnectionId, Target>,
     pending: VecDeque<FabricEvent>,
     told_sender: mpsc::Sender<Told>,
@@ -274,8 +354,11 @@ impl Driver {
         mut told: mpsc::Receiver<Told>,
         mut turned: mpsc::Receiver<Turned>,
     ) {
+        let mut review = tokio::time::interval(REVIEW);
+        let mut retire = tokio::time::interval(RETIRE / 3);
         loop {
             self.dial_due();
+            self.say_left();
             let room = self.pending.len() < EVENTS;
             let due = self.next_due();
             tokio::select! {
@@ -290,8 +373,12 @@ impl Driver {
                 command = commands.recv() => match command {
                     Some(Command::Dial(target)) => self.book.add(target, false, Instant::now()),
                     Some(Command::Disconnect(node)) => self.disconnect(&node),
+                    Some(Command::ChangeKey(credentials, reply)) => drop(reply.send(self.change_key(*credentials))),
+                    Some(Command::EndOld) => self.end_old(),
                     None => break,
                 },
+                _ = review.tick() => self.review(),
+                _ = retire.tick(), if !self.retiring.is_empty() => self.retire_due(),
                 () = tokio::time::sleep_until(due.into()) => {}
             }
         }
@@ -303,16 +390,13 @@ impl Driver {
         // While all slots are taken a report of a dial wakes the loop, so a due time in the past must not spin it.
         let soon = Instant::now() + Duration::from_millis(20);
         self.book
-            .next_due(|peer| self.connections.contains_key(peer))
+            .next_due(|peer| self.keys.contains_key(peer))
             .map_or(far, |due| due.clamp(soon, far))
     }
 
     fn dial_due(&mut self) {
         let now = Instant::now();
-        for (target, attempt) in self
-            .book
-            .start_due(now, |peer| self.connections.contains_key(peer))
-        {
+        for (target, attempt) in self.book.start_due(now, |peer| self.keys.contains_key(peer)) {
             let options = DialOpts::unknown_peer_id()
                 .address(target.multiaddr(attempt))
                 .allocate_new_port()
@@ -353,13 +437,12 @@ impl Driver {
                 self.connected(peer_id, connection_id, &endpoint);
             }
             SwarmEvent::ConnectionClosed {
-                peer_id,
-                connection_id,
-                cause,
-                ..
+                connection_id, cause, ..
             } => {
                 let cause = cause.map_or_else(|| "closed".to_owned(), |cause| cause.to_string());
-                self.disconnected(peer_id, connection_id, &cause);
+                if let Some(node) = self.node_of(connection_id) {
+                    self.disconnected(&node, connection_id, &cause);
+                }
             }
             SwarmEvent::OutgoingConnectionError {
                 connection_id, error, ..
@@ -383,20 +466,111 @@ impl Driver {
         }
     }
 
+    /// Goes on with another key. The connections of the old one stay until there is one of the new key to the same node.
+    fn change_key(&mut self, credentials: Credentials) -> Result<(), FabricError> {
+        let Credentials {
+            mut secret,
+            generation,
+            credential,
+        } = credentials;
+        let key = keypair(&mut secret)?;
+        let transport = self.maker.make(&key, generation, credential)?;
+        self.generation = generation;
+        self.lever.change(transport);
+        // All are dialled again at once, though they are connected.
+        self.keys.clear();
+        let now = Instant::now();
+        for connection in self.connections.values() {
+            self.book.lost(&connection.peer, now, 1.0);
+        }
+        self.left = Some(usize::MAX);
+        Ok(())
+    }
+
+    fn is_old(&self, connection: &Connection) -> bool {
+        connection.passed.own_generation < self.generation
+    }
+
+    /// Ends the connections by older keys of this node, and listens with the new one alone.
+    fn end_old(&mut self) {
+        let present = self
+            .connections
+            .values()
+            .filter(|connection| self.is_old(connection));
+        let old: Vec<_> = present
+            .chain(
+                self.retiring
+                    .values()
+                    .filter(|connection| self.is_old(connection)),
+            )
+            .map(|connection| (connection.passed.node.clone(), connection.id))
+            .collect();
+        for (node, id) in old {
+            self.end(&node, id, "by an older key of this node");
+        }
+        self.left = None;
+        self.lever.end_past();
+    }
+
+    /// Says how many members are left to an older key of this node, when that has changed.
+    fn say_left(&mut self) {
+        let Some(said) = self.left else { return };
+        let members = self
+            .connections
+            .values()
+            .filter(|connection| self.is_old(connection))
+            .count();
+        if members != said {
+            self.left = Some(members);
+            self.pending.push_back(FabricEvent::Left { members });
+        }
+    }
+
+    /// Ends the connections by keys that do not count any more.
+    fn review(&mut self) {
+        let all = self.connections.values().chain(self.retiring.values());
+        let ended: Vec<_> = all
+            .filter(|connection| {
+                let key = node_id(&connection.peer);
+                key.is_ok_and(|key| !self.maker.admission.still_admits(&connection.passed.node, &key))
+            })
+            .map(|connection| (connection.passed.node.clone(), connection.id))
+            .collect();
+        for (node, id) in ended {
+            self.end(&node, id, "its key is superseded");
+        }
+    }
+
+    /// Gives up the ways to those that have retired: their connections end with their last stream.
+    fn retire_due(&mut self) {
+        let now = Instant::now();
+        for connection in self.retiring.values_mut() {
+            if connection.retires.is_some_and(|at| at <= now) {
+                connection.link = None;
+            }
+        }
+    }
+
     fn connected(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint) {
         let opener = self.swarm.behaviour_mut().lanes.take_opener(id);
-        let (Some(opener), Some(hello), Ok(node)) = (
-            opener,
-            self.claims.hello(&peer),
-            peer.to_base58().parse::<NodeId>(),
-        ) else {
+        let (Some(opener), Some(passed)) = (opener, self.claims.passed(&peer)) else {
             self.swarm.close_connection(id);
             return;
         };
-        if let Some(old) = self.connections.get(&peer).map(|connection| connection.id) {
-            // Both sides agreed on the new one (see claims), so the old one is dead on one side at least.
-            self.disconnected(peer, old, "replaced");
-            self.swarm.close_connection(old);
+        let (node, hello) = (passed.node.clone(), passed.hello.clone());
+        let old = self.connections.get(&node);
+        if let Some((old, rank)) = old.map(|old| (old.id, old.passed.rank())) {
+            if passed.rank() > rank {
+                // It lives, and what is under way on it goes on.
+                if let Some(mut old) = self.connections.remove(&node) {
+                    old.retires = Some(Instant::now() + RETIRE);
+                    self.keys.remove(&old.peer);
+                    self.retiring.insert(old.id, old);
+                }
+            } else {
+                // Both sides agreed on the new one (see claims), so the old one is dead on one side at least.
+                self.end(&node, old, "replaced");
+            }
         }
         let address = match endpoint {
             ConnectedPoint::Dialer { address, .. } => address,
@@ -420,9 +594,14 @@ impl Driver {
                 queued,
                 self.told_sender.clone(),
                 id,
-                peer,
+                node.clone(),
             )),
-            tokio::spawn(read_lane(lane_receiver, self.told_sender.clone(), id, peer)),
+            tokio::spawn(read_lane(
+                lane_receiver,
+                self.told_sender.clone(),
+                id,
+                node.clone(),
+            )),
         ];
         self.links.lock().insert(node.clone(), link.clone());
         self.pending.push_back(FabricEvent::Connected {
@@ -431,12 +610,17 @@ impl Driver {
             address: address.to_string(),
         });
         self.introduce(&link, listens);
+        if passed.own_generation == self.generation {
+            self.keys.insert(peer, node.clone());
+        }
         self.connections.insert(
-            peer,
+            node,
             Connection {
                 id,
-                node,
-                link,
+                passed,
+                peer,
+                link: Some(link),
+                retires: None,
                 listens,
                 lane: Some(lane),
                 tasks,
@@ -456,8 +640,12 @@ impl Driver {
             if is_shareable(address.ip(), socket.ip()) && known.len() < MAX_ADDRESSES {
                 known.push(address);
             }
-            if is_shareable(socket.ip(), address.ip()) {
-                other.link.queue_frame(Frame::Addresses(vec![socket]));
+            if let Some(link) = other
+                .link
+                .as_ref()
+                .filter(|_| is_shareable(socket.ip(), address.ip()))
+            {
+                link.queue_frame(Frame::Addresses(vec![socket]));
             }
         }
         if !known.is_empty() {
@@ -475,39 +663,49 @@ impl Driver {
         }
     }
 
-    fn disconnected(&mut self, peer: PeerId, id: ConnectionId, why: &str) {
+    fn disconnected(&mut self, node: &NodeId, id: ConnectionId, why: &str) {
+        if self.retiring.remove(&id).is_some() {
+            tracing::debug!(peer = %node, why, "a connection that was replaced is gone");
+            return;
+        }
         if self
             .connections
-            .get(&peer)
+            .get(node)
             .is_none_or(|connection| connection.id != id)
         {
             return;
         }
-        let Some(connection) = self.connections.remove(&peer) else {
+        let Some(connection) = self.connections.remove(node) else {
             return;
         };
-        tracing::info!(peer = %connection.node, why, "disconnected");
-        self.links.lock().remove(&connection.node);
-        self.book.lost(&peer, Instant::now(), rand::random());
-        self.pending.push_back(FabricEvent::Disconnected {
-            peer: connection.node.clone(),
-        });
+        tracing::info!(peer = %node, why, "disconnected");
+        self.keys.remove(&connection.peer);
+        self.links.lock().remove(node);
+        self.book.lost(&connection.peer, Instant::now(), rand::random());
+        self.pending
+            .push_back(FabricEvent::Disconnected { peer: node.clone() });
     }
 
     fn disconnect(&mut self, node: &NodeId) {
-        let found = self
-            .connections
-            .iter()
-            .find(|(_, connection)| connection.node == *node);
-        if let Some((peer, id)) = found.map(|(peer, connection)| (*peer, connection.id)) {
-            self.end(peer, id, "asked for");
+        let present = self.connections.get(node).into_iter();
+        let retiring = self.retiring.values().filter(|old| old.passed.node == *node);
+        let ids: Vec<_> = present.chain(retiring).map(|connection| connection.id).collect();
+        for id in ids {
+            self.end(node, id, "asked for");
         }
     }
 
     /// The caller hears of it at once: closing a connection to a dead machine takes its time.
-    fn end(&mut self, peer: PeerId, id: ConnectionId, why: &str) {
-        self.disconnected(peer, id, why);
+    fn end(&mut self, node: &NodeId, id: ConnectionId, why: &str) {
+        self.disconnected(node, id, why);
         self.swarm.close_connection(id);
+    }
+
+    /// The node of a connection, present or retiring.
+    fn node_of(&self, id: ConnectionId) -> Option<NodeId> {
+        let mut all = self.connections.values().chain(self.retiring.values());
+        let connection = all.find(|connection| connection.id == id)?;
+        Some(connection.passed.node.clone())
     }
 
     fn on_taken(
@@ -518,44 +716,37 @@ impl Driver {
             protocol,
         }: Taken,
     ) {
-        let found = self
-            .connections
-            .iter_mut()
-            .find(|(_, connection)| connection.id == id);
-        let Some((peer, connection)) = found else { return };
+        let mut all = self.connections.values_mut().chain(self.retiring.values_mut());
+        let Some(connection) = all.find(|connection| connection.id == id) else {
+            return;
+        };
+        let node = connection.passed.node.clone();
         if protocol != LANE {
             let stream = FabricStream::new(stream);
-            self.pending.push_back(FabricEvent::Stream {
-                from: connection.node.clone(),
-                stream,
-            });
+            self.pending.push_back(FabricEvent::Stream { from: node, stream });
         } else if connection
             .lane
             .take()
             .is_none_or(|lane| lane.send(stream).is_err())
         {
-            let peer = *peer;
-            self.end(peer, id, &LaneError::SecondLane.to_string());
+            self.end(&node, id, &LaneError::SecondLane.to_string());
         }
     }
 
     fn on_told(&mut self, told: Told) {
         match told {
-            Told::Ended(id, peer, error) => self.end(peer, id, &error.to_string()),
-            Told::Frame(id, peer, frame) => {
-                let Some(connection) = self
-                    .connections
-                    .get(&peer)
-                    .filter(|connection| connection.id == id)
-                else {
+            // The other side has retired it; its streams may go on.
+            Told::Ended(id, _, _) if self.retiring.contains_key(&id) => {}
+            Told::Ended(id, node, error) => self.end(&node, id, &error.to_string()),
+            Told::Frame(id, node, frame) => {
+                let present = self.connections.get(&node);
+                let is_present = present.is_some_and(|connection| connection.id == id);
+                if !is_present && !self.retiring.contains_key(&id) {
                     return;
-                };
+                }
                 match frame {
                     Frame::Message(bytes) => {
-                        self.pending.push_back(FabricEvent::Message {
-                            from: connection.node.clone(),
-                            bytes,
-                        });
+                        self.pending.push_back(FabricEvent::Message { from: node, bytes });
                     }
                     Frame::Addresses(addresses) => {
                         addresses.into_iter().for_each(|socket| self.learn(socket, None))
@@ -649,7 +840,7 @@ async fn write_lane(
     queued: Arc<AtomicUsize>,
     told: mpsc::Sender<Told>,
     id: ConnectionId,
-    peer: PeerId,
+    node: NodeId,
 ) {
     let work = async {
         let mut stream = timeout(SILENCE, opener.open(LANE))
@@ -657,10 +848,16 @@ async fn write_lane(
             .ok()
             .flatten()
             .ok_or(LaneError::NoLane)?;
+        // What is left to open streams with is the link.
+        drop(opener);
         loop {
             let frame = match timeout(SIGN_OF_LIFE, frames.recv()).await {
                 Ok(Some(frame)) => frame,
-                Ok(None) => return Ok(()),
+                // The connection has retired: the other side hears the end after all that was queued.
+                Ok(None) => {
+                    let _ = timeout(SILENCE, stream.close()).await;
+                    return Ok(());
+                }
                 Err(_) => Frame::Alive,
             };
             frame.write(&mut stream).await?;
@@ -671,7 +868,7 @@ async fn write_lane(
         }
     };
     if let Err(error) = work.await {
-        let _ = told.send(Told::Ended(id, peer, error)).await;
+        let _ = told.send(Told::Ended(id, node, error)).await;
     }
 }
 
@@ -680,7 +877,7 @@ async fn read_lane(
     lane: oneshot::Receiver<Stream>,
     told: mpsc::Sender<Told>,
     id: ConnectionId,
-    peer: PeerId,
+    node: NodeId,
 ) {
     let work = async {
         let Ok(lane) = timeout(SILENCE, lane).await else {
@@ -693,7 +890,7 @@ async fn read_lane(
             match Frame::read(&mut stream).await {
                 Ok(Frame::Alive) => {}
                 Ok(frame) => {
-                    if told.send(Told::Frame(id, peer, frame)).await.is_err() {
+                    if told.send(Told::Frame(id, node.clone(), frame)).await.is_err() {
                         return LaneError::NoLane;
                     }
                 }
@@ -702,5 +899,5 @@ async fn read_lane(
         }
     };
     let error = work.await;
-    let _ = told.send(Told::Ended(id, peer, error)).await;
+    let _ = told.send(Told::Ended(id, node, error)).await;
 }

@@ -4,9 +4,9 @@
 //! takes it; no other substream exists before it is through. A refused peer is told why, and the connection is dropped.
 
 use crate::{
-    Admission, CREDENTIAL_TIMEOUT, Denial,
+    Admission, Admitted as Member, CREDENTIAL_TIMEOUT, Denial,
     address::Target,
-    claims::{Claim, Claims},
+    claims::{Claim, Claims, Passed},
     hello::{First, Hello, HelloError, Verdict},
 };
 use beemesh_ids::PeerId as NodeId;
@@ -71,6 +71,8 @@ pub(crate) struct Turned {
 pub(crate) struct Gate {
     pub(crate) admission: Arc<dyn Admission>,
     pub(crate) hello: Arc<Hello>,
+    /// Generation of the key that this node shows.
+    pub(crate) generation: u32,
     pub(crate) claims: Arc<Claims>,
     pub(crate) turned: mpsc::Sender<Turned>,
 }
@@ -151,11 +153,11 @@ impl Gate {
         dialled: bool,
         source: IpAddr,
     ) -> Result<Claim, GateError> {
-        if peer == *self.claims.own() {
+        if self.claims.is_own_key(&peer) {
             return Err(GateError::Myself);
         }
         let node: NodeId = peer.to_base58().parse().map_err(|_| GateError::KeyType)?;
-        if dialled && self.claims.is_claimed(&peer) {
+        if dialled && self.claims.is_claimed(&peer, self.generation) {
             return Err(GateError::Duplicate);
         }
         let mut io = first_substream(muxer, dialled).await.map_err(GateError::Broken)?;
@@ -185,10 +187,11 @@ impl Gate {
         self.hello.write(io).await?;
         heed(Verdict::read(io).await?)?;
         let hello = Hello::read(io).await?;
-        self.judge(node, &hello)?;
+        let member = self.judge(node, &hello)?;
+        let passed = Passed::new(member, self.generation, hello);
         let claim = self
             .claims
-            .claim(peer, hello, true, Instant::now())
+            .claim(peer, passed, true, Instant::now())
             .ok_or_else(Stop::duplicate)?;
         Verdict::Admitted.write(io).await?;
         Ok(claim)
@@ -212,20 +215,22 @@ impl Gate {
                 });
             }
         };
-        self.judge(node, &hello)?;
-        let claim = |hello| {
+        let member = self.judge(node, &hello)?;
+        let chooses = self.claims.chooses(&member.node);
+        let passed = Passed::new(member, self.generation, hello);
+        let claim = |passed| {
             self.claims
-                .claim(peer, hello, false, Instant::now())
+                .claim(peer, passed, false, Instant::now())
                 .ok_or_else(Stop::duplicate)
         };
         // The side that chooses does so before it says yes; the other one follows after it heard the yes.
-        if self.claims.chooses(&peer) {
-            let claimed = claim(hello)?;
+        if chooses {
+            let claimed = claim(passed)?;
             self.say_yes(io).await?;
             Ok(claimed)
         } else {
             self.say_yes(io).await?;
-            claim(hello)
+            claim(passed)
         }
     }
 
@@ -236,9 +241,9 @@ impl Gate {
         heed(Verdict::read(io).await?)
     }
 
-    fn judge(&self, node: &NodeId, hello: &Hello) -> Result<(), Stop> {
+    fn judge(&self, key: &NodeId, hello: &Hello) -> Result<Member, Stop> {
         self.admission
-            .admit(node, &hello.credential)
+            .admit(key, &hello.credential)
             .map_err(|Denial { reason, rival }| Stop {
                 tell: Some(match rival {
                     Some(rival) => Verdict::Taken(reason.clone(), rival),

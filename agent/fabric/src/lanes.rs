@@ -157,8 +157,9 @@ impl ConnectionHandler for Handler {
         SubstreamProtocol::new(Accept, ())
     }
 
+    /// As long as somebody may open streams; then the swarm ends it with its last stream.
     fn connection_keep_alive(&self) -> bool {
-        true
+        !self.wishes.is_closed()
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ConnectionHandlerEvent<Open, (), Self::ToBehaviour>> {

@@ -2,7 +2,10 @@
 //!
 //! The only crate that names libp2p. It finds members (bootstrap addresses, mDNS, addresses that members pass on), keeps
 //! one connection to each of them and says when one is gone. It does not know what a credential means (that is
-//! [`Admission`]) nor what a message says.
+//! [`Admission`]) nor what a message says. A node that takes a new key goes on with it without an end of anything: its
+//! connections are made anew beside the old ones, and whoever has both uses the newer.
+//!
+//! A peer is named by its node id, which its key may not be any more: [`Admission`] says whose a key is.
 //!
 //! Invariant: no connection reaches the swarm, and so no event but [`FabricEvent::Refused`] reaches the caller, before
 //! both sides have shown a credential for the key of the handshake and have admitted each other. Who has none may ask one
@@ -18,6 +21,7 @@ mod hello;
 mod lanes;
 mod petition;
 mod stream;
+mod switch;
 mod transport;
 
 pub use petition::{PetitionError, petition};
@@ -32,12 +36,12 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Longest message, in bytes.
 pub const MAX_MESSAGE: usize = 1024 * 1024;
 /// Longest credential, in bytes.
-pub const MAX_CREDENTIAL: usize = 16 * 1024;
+pub const MAX_CREDENTIAL: usize = 40 * 1024;
 /// Longest petition of somebody who is no member, in bytes.
 pub const MAX_PETITION: usize = 1024;
 /// Longest answer to a petition, in bytes.
@@ -70,13 +74,38 @@ impl From<String> for Denial {
     }
 }
 
+/// Who a peer is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admitted {
+    /// Its node id.
+    pub node: PeerId,
+    /// Generation of the key that it has shown: 0 for the one that its node id is from.
+    pub generation: u32,
+}
+
+impl Admitted {
+    /// A node that has its first key.
+    pub fn by_first_key(node: &PeerId) -> Self {
+        Self {
+            node: node.clone(),
+            generation: 0,
+        }
+    }
+}
+
 /// Decides who is a member.
 pub trait Admission: Send + Sync {
-    /// `Ok` when `credential` makes `peer` a member. `peer` is proven by the handshake, `credential` is untrusted.
+    /// `Ok` when `credential` makes `peer` a member. `peer` is the key that the handshake proved, `credential` is untrusted.
     ///
     /// # Errors
     /// Why not.
-    fn admit(&self, peer: &PeerId, credential: &[u8]) -> Result<(), Denial>;
+    fn admit(&self, peer: &PeerId, credential: &[u8]) -> Result<Admitted, Denial>;
+
+    /// Whether a connection of `node` that was made with the key `peer` may go on. Asked every few seconds.
+    fn still_admits(&self, node: &PeerId, peer: &PeerId) -> bool {
+        let _ = (node, peer);
+        true
+    }
 
     /// What somebody hears who has no credential and asks to get one, at most [`MAX_ANSWER`] bytes. `peer` is proven by the
     /// handshake, `source` is where it is, `petition` (at most [`MAX_PETITION`] bytes) is untrusted. The connection ends with
@@ -88,20 +117,38 @@ pub trait Admission: Send + Sync {
 }
 
 impl Admission for beemesh_agent_identity::MembershipAdmission {
-    fn admit(&self, peer: &PeerId, credential: &[u8]) -> Result<(), Denial> {
-        self.judge(peer, credential).map(drop).map_err(|refusal| Denial {
+    fn admit(&self, peer: &PeerId, credential: &[u8]) -> Result<Admitted, Denial> {
+        let judged = self.judge(peer, credential).map_err(|refusal| Denial {
             reason: refusal.to_string(),
             rival: self.rival(&refusal),
+        })?;
+        Ok(Admitted {
+            generation: judged.keys.shown(),
+            node: judged.peer_id,
         })
     }
+
+    fn still_admits(&self, node: &PeerId, peer: &PeerId) -> bool {
+        self.still_accepts(node, peer)
+    }
+}
+
+/// A key of this node, and what it shows with it.
+pub struct Credentials {
+    /// The Ed25519 seed.
+    pub secret: [u8; 32],
+    /// How many keys the node has had before.
+    pub generation: u32,
+    /// What this node shows to others, at most [`MAX_CREDENTIAL`] bytes.
+    pub credential: Vec<u8>,
 }
 
 /// What a node brings to its fabric.
 pub struct FabricConfig {
-    /// The Ed25519 seed of the node key. The peer id follows from it.
-    pub secret: [u8; 32],
-    /// What this node shows to others, at most [`MAX_CREDENTIAL`] bytes.
-    pub credential: Vec<u8>,
+    /// The node key and the credential.
+    pub credentials: Credentials,
+    /// Node id; without one, the peer id of the key.
+    pub node: Option<PeerId>,
     /// Who is let in.
     pub admission: Arc<dyn Admission>,
     /// TCP and UDP port to listen on; 0 takes a free one.
@@ -120,7 +167,8 @@ pub enum FabricEvent {
         /// Such as `/ip4/192.0.2.1/tcp/7400`.
         address: String,
     },
-    /// A member is connected. Always before any other event of it.
+    /// A member is connected. Always before any other event of it; and once more, without an end between, when the connection
+    /// goes over to a newer key of it or of this node.
     Connected {
         /// Who.
         peer: PeerId,
@@ -128,6 +176,11 @@ pub enum FabricEvent {
         credential: Vec<u8>,
         /// Where it is (a multiaddr).
         address: String,
+    },
+    /// After [`Fabric::change_key`]: so many members are left that are connected by the old key alone.
+    Left {
+        /// How many.
+        members: usize,
     },
     /// The connection to a member is gone. No event of it follows before its next `Connected`.
     Disconnected {
@@ -222,6 +275,14 @@ pub enum FabricError {
     Unavailable,
 }
 
+fn check_credential(credentials: &Credentials) -> Result<(), FabricError> {
+    let len = credentials.credential.len();
+    if len > MAX_CREDENTIAL {
+        return Err(FabricError::CredentialTooLong { len });
+    }
+    Ok(())
+}
+
 /// A handle on the running fabric. Clones are cheap; the fabric stops when the last one, or the event receiver, is gone.
 #[derive(Clone)]
 pub struct Fabric {
@@ -259,11 +320,7 @@ impl Fabric {
         config: FabricConfig,
         addresses: &[IpAddr],
     ) -> Result<(Fabric, mpsc::Receiver<FabricEvent>), FabricError> {
-        if config.credential.len() > MAX_CREDENTIAL {
-            return Err(FabricError::CredentialTooLong {
-                len: config.credential.len(),
-            });
-        }
+        check_credential(&config.credentials)?;
         let dropped = Arc::new(AtomicU64::new(0));
         let (own, links, commands, events) = driver::start(config, addresses)?;
         Ok((
@@ -277,9 +334,36 @@ impl Fabric {
         ))
     }
 
-    /// The peer id of this node.
+    /// The node id of this node.
     pub fn peer_id(&self) -> &PeerId {
         &self.own
+    }
+
+    /// Goes on with a newer key of this node: it is used for every connection from now on, and all members that can be reached
+    /// are dialled with it. The connections of the old key live until there is one of the new key, or
+    /// [`Fabric::end_old_connections`].
+    ///
+    /// # Errors
+    /// A credential that is too long; a key that cannot be used; the fabric is stopped.
+    pub async fn change_key(&self, credentials: Credentials) -> Result<(), FabricError> {
+        check_credential(&credentials)?;
+        let (reply, done) = oneshot::channel();
+        let command = Command::ChangeKey(Box::new(credentials), reply);
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| FabricError::Unavailable)?;
+        done.await.map_err(|_| FabricError::Unavailable)?
+    }
+
+    /// Ends what is left of the connections by older keys of this node.
+    ///
+    /// # Errors
+    /// The fabric is stopped.
+    pub fn end_old_connections(&self) -> Result<(), FabricError> {
+        self.commands
+            .try_send(Command::EndOld)
+            .map_err(|_| FabricError::Unavailable)
     }
 
     /// Queues `bytes` for `to`. Delivery is not confirmed; what is queued when the connection dies is lost.

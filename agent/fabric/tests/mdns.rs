@@ -1,16 +1,16 @@
 //! Members find each other by multicast DNS alone, in a network namespace of their own. Needs root, as CI has it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use beemesh_agent_fabric::{Admission, Denial, Fabric, FabricConfig, FabricEvent};
+use beemesh_agent_fabric::{Admission, Admitted, Credentials, Denial, Fabric, FabricConfig, FabricEvent};
 use beemesh_ids::PeerId;
 use std::{process::Command, sync::Arc, time::Duration};
 
 struct Everybody;
 
 impl Admission for Everybody {
-    fn admit(&self, _: &PeerId, credential: &[u8]) -> Result<(), Denial> {
+    fn admit(&self, peer: &PeerId, credential: &[u8]) -> Result<Admitted, Denial> {
         match credential {
-            b"member" => Ok(()),
+            b"member" => Ok(Admitted::by_first_key(peer)),
             _ => Err("not a member".to_owned().into()),
         }
     }
@@ -28,8 +28,12 @@ fn ip(arguments: &str) {
 
 fn start(seed: u8, credential: &[u8]) -> (Fabric, tokio::sync::mpsc::Receiver<FabricEvent>) {
     let config = FabricConfig {
-        secret: [seed; 32],
-        credential: credential.to_vec(),
+        credentials: Credentials {
+            secret: [seed; 32],
+            generation: 0,
+            credential: credential.to_vec(),
+        },
+        node: None,
         admission: Arc::new(Everybody),
         listen_port: 7400 + u16::from(seed),
         bootstrap: vec![],

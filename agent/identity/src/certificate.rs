@@ -16,7 +16,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 /// this software writes it and reads it, and it is not critical.
 const MEMBERSHIP: [u64; 9] = [1, 3, 6, 1, 4, 1, 53594, 7400, 1];
 /// Longest certificate that is read: the longest membership and some room.
-const LIMIT: usize = 20 * 1024;
+const LIMIT: usize = 44 * 1024;
 
 /// A certificate, its key, and nothing else.
 pub(crate) struct Identity {

@@ -3,17 +3,20 @@
 //! Documents and their verification are `usb-joinpack/format`'s; this crate keeps the key on this machine and applies
 //! what was verified to handshakes. It opens no connection.
 //!
-//! Invariants: a node key that exists is never replaced; a peer counts as a member only after its credential was verified
+//! Invariants: a node key that exists is replaced only by one that the membership on the disk names; a peer counts as a member only after its credential was verified
 //! against the root chain of that moment, for the key that the handshake proved.
 
 mod certificate;
 mod node_key;
 pub mod petition;
+mod ratchet;
 mod revocation;
 mod roster;
+pub mod rotation;
 mod tls;
 
 pub use node_key::{KeyError, NewKey, NodeKey};
+pub use ratchet::{KeyRatchet, KeyRefusal, OVERLAP_MS};
 pub use revocation::{ADMISSION_AGE, Moment, RevocationDocument, Revoked, SharedRevocations};
 pub use roster::{AdmissionRefusal, Clock, MEMBERS, MembershipAdmission, Quarantine, Roster};
 pub use tls::{TlsError, client_config, member_of, operator_of, server_config};

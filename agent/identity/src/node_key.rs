@@ -1,8 +1,10 @@
-//! The node key: an Ed25519 seed in `node-key.json`, sealed to this machine. Made once, at the first boot.
+//! The node key: an Ed25519 seed in `node-key.json`, sealed to this machine. Made at the first boot, and again by each rotation.
 //!
-//! Does not decide what happens on a machine whose key cannot be opened: it says why, and leaves the file as it is.
-//! Invariant: the file appears complete or not at all, and an existing one is never overwritten.
+//! Does not decide what happens on a machine whose key cannot be opened: it says why, and leaves the file as it is. A rotation
+//! (see [`crate::rotation`]) puts the new key beside the present one, into `node-key.next.json`, until the membership names it.
+//! Invariant: a file appears complete or not at all, and an existing one is never overwritten but by one that was read back.
 
+use crate::rotation::Leftover;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use beemesh_firmware_tpm::{Kind, SoftwareTpm, Tpm, TpmError};
 use beemesh_ids::PeerId;
@@ -17,6 +19,7 @@ use std::{
 use zeroize::{Zeroize as _, Zeroizing};
 
 const FILE: &str = "node-key.json";
+const NEXT: &str = "node-key.next.json";
 const VERSION: u32 = 1;
 /// Longest file that is read, in bytes.
 const LIMIT: u64 = 16 * 1024;
@@ -150,6 +153,67 @@ impl NodeKey {
         }
     }
 
+    /// Like [`NodeKey::load_or_keep`], on a machine that may have been interrupted while it rotated its key. `named` is the peer
+    /// id that its membership names. Tells what the interrupted rotation has left.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_named(
+        folder: &Path,
+        tpm: &dyn Tpm,
+        named: Option<&PeerId>,
+        new: impl FnOnce() -> Result<NewKey, KeyError>,
+    ) -> Result<(Self, Leftover), KeyError> {
+        let next = folder.join(NEXT);
+        let bytes = match read_bounded(&next) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok((Self::load_or_keep(folder, tpm, new)?, Leftover::None));
+            }
+            // Whatever lies there: the membership names a key that was read back before.
+            Err(_) => return Ok((Self::load_or_keep(folder, tpm, new)?, Leftover::Made)),
+        };
+        let public = serde_json::from_slice::<Document>(&bytes).map(|document| document.public);
+        let is_named = public.is_ok_and(|public| Some(&PeerId::from_ed25519(public.as_bytes())) == named);
+        match is_named {
+            true => Ok((Self::open(&next, &bytes, tpm)?, Leftover::Committed)),
+            false => Ok((Self::load_or_keep(folder, tpm, new)?, Leftover::Made)),
+        }
+    }
+
+    /// Makes the key that comes after the present one and puts it beside it, in place of what lies there. It is returned once
+    /// it is on the disk and was opened from there.
+    ///
+    /// # Errors
+    /// [`KeyError`]; what is left beside the present key then is half a key or none.
+    pub fn make_next(folder: &Path, tpm: &dyn Tpm) -> Result<Self, KeyError> {
+        let path = folder.join(NEXT);
+        Self::discard_next(folder)?;
+        NewKey::make(tpm)?.keep(folder, path.clone())?;
+        let bytes = read_bounded(&path).map_err(|source| KeyError::File {
+            action: "read",
+            path: path.clone(),
+            source,
+        })?;
+        Self::open(&path, &bytes, tpm)
+    }
+
+    /// Puts the key beside the present one in its place; nothing where there is none.
+    ///
+    /// # Errors
+    /// The file system failed: one of the two is in the place, and whole.
+    pub fn forget_old(folder: &Path) -> Result<(), KeyError> {
+        settle(folder, "rename", |next| fs::rename(next, folder.join(FILE)))
+    }
+
+    /// Removes the key beside the present one; nothing where there is none.
+    ///
+    /// # Errors
+    /// The file system failed.
+    pub fn discard_next(folder: &Path) -> Result<(), KeyError> {
+        settle(folder, "remove", |next| fs::remove_file(next))
+    }
+
     /// The peer id that follows from the key.
     pub fn peer_id(&self) -> PeerId {
         PeerId::from_ed25519(self.secret.public().as_bytes())
@@ -280,6 +344,20 @@ impl NewKey {
                 source,
             }),
         }
+    }
+}
+
+/// Does something with the key beside the present one, and makes it durable.
+fn settle(
+    folder: &Path,
+    action: &'static str,
+    with: impl FnOnce(&Path) -> io::Result<()>,
+) -> Result<(), KeyError> {
+    let path = folder.join(NEXT);
+    match with(&path).and_then(|()| fs::File::open(folder)?.sync_all()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(KeyError::File { action, path, source }),
+        Ok(()) => Ok(()),
     }
 }
 
@@ -446,6 +524,69 @@ mod tests {
         let error = write_once(folder.path(), &path, b"new").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    /// What a restart finds when the membership names `named`.
+    fn restart(folder: &Path, named: &PeerId) -> (PeerId, Leftover) {
+        let (key, leftover) = NodeKey::load_named(folder, &FakeTpm::new(1), Some(named), || {
+            panic!("no key is made anew")
+        })
+        .unwrap();
+        (key.peer_id(), leftover)
+    }
+
+    #[test]
+    fn next_key_lies_beside_the_present_one_until_the_membership_names_it() {
+        let (folder, tpm) = (folder(), FakeTpm::new(1));
+        let old = NodeKey::load_or_create(folder.path(), &tpm).unwrap().peer_id();
+        assert_eq!(restart(folder.path(), &old), (old.clone(), Leftover::None));
+        let abandoned = NodeKey::make_next(folder.path(), &tpm).unwrap().peer_id();
+        let next = NodeKey::make_next(folder.path(), &tpm).unwrap();
+        assert_eq!(next.assurance(), Assurance::Tpm);
+        let next = next.peer_id();
+        assert_ne!(next, abandoned);
+        assert_eq!(restart(folder.path(), &old), (old.clone(), Leftover::Made));
+        assert_eq!(restart(folder.path(), &next), (next.clone(), Leftover::Committed));
+        NodeKey::forget_old(folder.path()).unwrap();
+        assert_eq!(restart(folder.path(), &next), (next.clone(), Leftover::None));
+        NodeKey::forget_old(folder.path()).unwrap();
+        NodeKey::discard_next(folder.path()).unwrap();
+        assert_eq!(
+            restart(folder.path(), &next),
+            (next, Leftover::None),
+            "once more does nothing"
+        );
+        let path = folder.path().join(FILE);
+        assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::read_dir(folder.path()).unwrap().count(),
+            1,
+            "the old key is gone"
+        );
+    }
+
+    #[test]
+    fn half_a_next_key_is_no_key_and_goes() {
+        let (folder, tpm) = (folder(), FakeTpm::new(1));
+        let old = NodeKey::load_or_create(folder.path(), &tpm).unwrap().peer_id();
+        for text in ["", "{\"version\": 1", &"x".repeat(LIMIT as usize + 1)] {
+            fs::write(folder.path().join(NEXT), text).unwrap();
+            assert_eq!(restart(folder.path(), &old), (old.clone(), Leftover::Made));
+        }
+        NodeKey::discard_next(folder.path()).unwrap();
+        assert_eq!(restart(folder.path(), &old), (old, Leftover::None));
+    }
+
+    #[test]
+    fn next_key_that_cannot_be_opened_any_more_is_said_and_not_replaced() {
+        let (folder, tpm) = (folder(), FakeTpm::new(1));
+        NodeKey::load_or_create(folder.path(), &tpm).unwrap();
+        let next = NodeKey::make_next(folder.path(), &FakeTpm::new(2))
+            .unwrap()
+            .peer_id();
+        let opened = NodeKey::load_named(folder.path(), &tpm, Some(&next), || panic!("no key is made anew"));
+        assert!(matches!(opened, Err(KeyError::ForeignTpm { .. })), "{opened:?}");
+        assert!(folder.path().join(NEXT).exists());
     }
 
     #[test]

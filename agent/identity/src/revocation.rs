@@ -127,7 +127,8 @@ impl Revoked {
 
     /// Whether a member's node or voucher is revoked.
     pub fn has(&self, member: &Member) -> bool {
-        self.set.has_node(&member.peer_id) || self.set.has_voucher(&member.voucher_id)
+        // Whichever of its peer ids an operator has named.
+        member.keys.all().any(|key| self.set.has_node(key)) || self.set.has_voucher(&member.voucher_id)
     }
 
     /// Seconds for which the node ran since it learned the newest time.

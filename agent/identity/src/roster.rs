@@ -4,9 +4,9 @@
 //! the first redemption that this node sees wins, whatever time a second one claims. The time in a redemption is written
 //! by whoever redeems, so the holder of a copied stick could date it back.
 
-use crate::{Moment, SharedRevocations, SharedRoots, read};
+use crate::{KeyRatchet, KeyRefusal, Moment, SharedRevocations, SharedRoots, read};
 use beemesh_ids::PeerId;
-use beemesh_joinpack_format::{Member, Membership, Refusal};
+use beemesh_joinpack_format::{Member, Membership, NodeKeys, Refusal};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -15,6 +15,8 @@ use std::{
 
 /// Vouchers that a roster knows: eight of the largest cells.
 pub const MEMBERS: usize = 4096;
+/// Keys in conflict that wait to be said; further ones are refused all the same.
+const CONFLICTS: usize = 64;
 
 /// Why a verified member is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -121,6 +123,9 @@ pub enum AdmissionRefusal {
     /// It would be a member, but.
     #[error("{0}")]
     Quarantine(#[from] Quarantine),
+    /// The key that it has shown does not count.
+    #[error("{0}")]
+    Key(#[from] KeyRefusal),
     /// It was a member.
     #[error("node `{peer}` or its voucher was revoked: ask your operator")]
     Revoked {
@@ -146,6 +151,20 @@ struct Known {
     roster: Roster,
     /// Credentials of who redeemed which voucher: proof for whoever comes second.
     credentials: BTreeMap<String, Vec<u8>>,
+    keys: KeyRatchet,
+    /// What was found out about keys and not said yet.
+    conflicts: std::collections::BTreeSet<KeyRefusal>,
+    /// What was said already.
+    said: std::collections::BTreeSet<KeyRefusal>,
+}
+
+impl Known {
+    fn note(&mut self, refusal: &KeyRefusal) {
+        let is_conflict = matches!(refusal, KeyRefusal::Conflict { .. });
+        if is_conflict && self.said.len() < CONFLICTS && self.said.insert(refusal.clone()) {
+            self.conflicts.insert(refusal.clone());
+        }
+    }
 }
 
 /// The decision at the door: a credential that verifies against the root chain, of a voucher that nobody else redeemed, of a
@@ -161,10 +180,10 @@ impl MembershipAdmission {
     /// Judges by `roots`, as they are at each moment. The roster holds this node itself, so a copy of its own voucher
     /// stays out from the start.
     pub fn new(roots: SharedRoots, own: Member) -> Self {
-        let known = Known {
-            roster: Roster::from(vec![own]),
-            credentials: BTreeMap::new(),
-        };
+        let mut known = Known::default();
+        // Nothing was known before that could contradict.
+        let _ = known.keys.restore(&own.keys);
+        known.roster = Roster::from(vec![own]);
         Self {
             roots,
             known: Arc::new(Mutex::new(known)),
@@ -226,12 +245,50 @@ impl MembershipAdmission {
             }
         }
         known.roster.admit(member.clone())?;
+        let judged = match recalled {
+            true => known.keys.restore(&member.keys),
+            false => known.keys.judge(&member.keys, self.now_ms()),
+        };
+        if let Err(refusal) = judged {
+            known.note(&refusal);
+            return Err(refusal.into());
+        }
         // As bounded as the roster.
         let credentials = &mut known.credentials;
         credentials
             .entry(member.voucher_id.clone())
             .or_insert_with(|| credential.to_owned());
         Ok(member)
+    }
+
+    /// Takes note of a member's keys that came from somewhere else than the door. They must be verified.
+    ///
+    /// # Errors
+    /// [`KeyRefusal::Conflict`].
+    pub fn learn(&self, keys: &NodeKeys) -> Result<bool, KeyRefusal> {
+        let now_ms = self.now_ms();
+        let mut known = self.lock();
+        let learned = known.keys.learn(keys, now_ms);
+        if let Err(refusal) = &learned {
+            known.note(refusal);
+        }
+        learned
+    }
+
+    /// Whether a connection of `node` that was made with `key` may go on.
+    pub fn still_accepts(&self, node: &PeerId, key: &PeerId) -> bool {
+        let now_ms = self.now_ms();
+        self.lock().keys.accepts(node, key, now_ms)
+    }
+
+    /// The conflicts of keys since the last call, each once.
+    pub fn conflicts(&self) -> Vec<KeyRefusal> {
+        std::mem::take(&mut self.lock().conflicts).into_iter().collect()
+    }
+
+    /// Monotonic; 0 for a door without a clock.
+    fn now_ms(&self) -> u64 {
+        self.revocations.as_ref().map_or(0, |(_, clock)| clock().up_ms)
     }
 
     /// The credential of who redeemed the voucher of `refused` first, if that is why it was refused: its proof.
@@ -266,6 +323,11 @@ mod tests {
             fabric: FabricId::from_root(Digest::of(b"root")),
             name: format!("node-{voucher}").parse().unwrap(),
             peer_id: PeerId::from_ed25519(&[peer; 32]),
+            keys: NodeKeys::first(
+                PeerId::from_ed25519(&[peer; 32]),
+                format!("voucher-{voucher}"),
+                Timestamp(redeemed),
+            ),
             voucher_id: format!("voucher-{voucher}"),
             vouched: Timestamp(0),
             cell: "cell".to_owned(),

@@ -187,6 +187,7 @@ fn manifest(places: u8, tied: u8, revoked: &[u8]) -> Manifest {
                     .collect();
             })],
         },
+        orders: Vec::new(),
         approval: false,
         requests: false,
     }

@@ -3,10 +3,12 @@
 use crate::journal::Journal;
 use anyhow::{Context, Result};
 pub use beemesh_agent_identity::NodeKey;
+use beemesh_agent_identity::rotation::Leftover;
 use beemesh_agent_identity::{KeyError, NewKey};
+use beemesh_ids::PeerId;
 use beemesh_joinpack_format::Timestamp;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 
@@ -16,6 +18,27 @@ const EARLY: Duration = Duration::from_millis(250);
 const PAUSE: Duration = Duration::from_millis(50);
 
 type Early = JoinHandle<Result<NewKey, KeyError>>;
+
+/// The node key as it is now: a rotation replaces it. Cheap to clone; all clones share one key.
+#[derive(Clone)]
+pub struct KeyRing(Arc<RwLock<Arc<NodeKey>>>);
+
+impl KeyRing {
+    /// A ring with this key.
+    pub fn new(key: NodeKey) -> Self {
+        Self(Arc::new(RwLock::new(Arc::new(key))))
+    }
+
+    /// The present key.
+    pub fn now(&self) -> Arc<NodeKey> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Goes on with another key, which the membership on the disk names.
+    pub fn replace(&self, key: Arc<NodeKey>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = key;
+    }
+}
 
 /// Waits for `volume` and makes a key meanwhile, if that takes long enough. Sealing it is a good part of the start of
 /// a first boot.
@@ -35,26 +58,32 @@ pub async fn make_during(volume: impl Future<Output = ()>) -> Option<Early> {
     }
 }
 
-/// Loads the node key, or keeps the early one or makes one on the first boot. A key that belongs to another machine's
+/// Loads the node key, or keeps the early one or makes one on the first boot; and tells what an interrupted rotation has left.
+/// `named` is the key that the membership names after a rotation. A key that belongs to another machine's
 /// TPM is an error: it is never replaced silently, because the box would come back as a stranger.
-pub async fn load(folder: &Path, early: Option<Early>, journal: &Journal) -> Result<Arc<NodeKey>> {
+pub async fn load(
+    folder: &Path,
+    named: Option<PeerId>,
+    early: Option<Early>,
+    journal: &Journal,
+) -> Result<(KeyRing, Leftover)> {
     let folder = folder.to_owned();
     let handle = tokio::runtime::Handle::current();
     let loaded = tokio::task::spawn_blocking(move || {
         let tpm = beemesh_firmware_tpm::open();
         // An early key that failed is tried again: whatever is wrong with the TPM is said then.
         let early = || early.and_then(|early| handle.block_on(early).ok()?.ok());
-        NodeKey::load_or_keep(&folder, tpm.as_ref(), || {
+        NodeKey::load_named(&folder, tpm.as_ref(), named.as_ref(), || {
             early().map_or_else(|| NewKey::make(tpm.as_ref()), Ok)
         })
     });
     match loaded.await.context("the key task ended")? {
-        Ok(key) => {
+        Ok((key, leftover)) => {
             if key.assurance() == beemesh_joinpack_format::Assurance::Low {
                 let message = "this machine has no TPM: its key lies in a file (assurance: low)";
                 journal.announce("AssuranceLow", "node/self", message);
             }
-            Ok(Arc::new(key))
+            Ok((KeyRing::new(key), leftover))
         }
         Err(error) => {
             let words = crate::words(&error);

@@ -61,6 +61,10 @@ impl Joined {
         let roots = RootChain::bootstrap(&document.roots)?;
         // A box does not lose its place because the key that once signed for it is gone: its peers judge for themselves.
         let member = document.membership.verify_known(&roots, peer)?;
+        // A key that was rotated away is the box's no more.
+        if member.keys.newest() != peer {
+            return Err(Refusal::OtherPeer);
+        }
         Ok(Self {
             document,
             roots,
@@ -192,6 +196,18 @@ pub fn plan(
     })
 }
 
+/// The membership `kept` with the rotations that the disk holds of it: a rotation may have been written since. A membership by
+/// another redemption is left as it is.
+pub fn with_rotations_of(mut kept: FabricDocument, disk: Option<&FabricDocument>) -> FabricDocument {
+    if let Some(disk) = disk.map(|disk| &disk.membership)
+        && (&disk.voucher, &disk.redemption) == (&kept.membership.voucher, &kept.membership.redemption)
+        && disk.rotations.len() > kept.membership.rotations.len()
+    {
+        kept.membership.rotations = disk.rotations.clone();
+    }
+    kept
+}
+
 /// What the box counts as in front of a pack with this serial. One that lost its place is nobody to a newer pack; the pack that
 /// it lost the place of has nothing more for it.
 pub fn standing<'a>(
@@ -224,10 +240,14 @@ pub fn next_voucher(
         let floor = Floor(floor.0.max(joined.member.redeemed.plus_seconds(1)));
         let now = floor.now_within(system, voucher.issued, voucher.expires);
         let Some(key) = &offer.one_time_key else { continue };
-        if let Ok(membership) =
-            Membership::redeem(&offer.envelope, key, &joined.member.peer_id, assurance, now)
-        {
-            document.membership = membership;
+        let redeemed = Membership::redeem(&offer.envelope, key, &joined.member.peer_id, assurance, now);
+        if let Ok(membership) = redeemed {
+            // The same node by another voucher: its keys are what they were.
+            let rotations = std::mem::take(&mut document.membership.rotations);
+            document.membership = Membership {
+                rotations,
+                ..membership
+            };
             return Some(document);
         }
     }
@@ -239,7 +259,8 @@ pub fn next_voucher(
 pub fn gives_way(own: &Member, rival: &Member, told_by: &PeerId) -> bool {
     rival.voucher_id == own.voucher_id
         && rival.peer_id != own.peer_id
-        && (*told_by != rival.peer_id || (rival.redeemed, &rival.peer_id) < (own.redeemed, &own.peer_id))
+        && (rival.keys.generation_of(told_by).is_none()
+            || (rival.redeemed, &rival.peer_id) < (own.redeemed, &own.peer_id))
 }
 
 #[cfg(test)]
@@ -247,6 +268,7 @@ mod tests {
     use super::*;
     use crate::fixture::{NOW, applicant, pack, peer};
     use beemesh_ids::FabricId;
+    use beemesh_joinpack_format::NodeKeys;
 
     /// What a box becomes by a pack, and how many vouchers it could go on to; or the word of the refusal.
     fn join(pack: &Pack<Verified>, n: u8, mac: &str, spent: &[&str]) -> Result<Joined, &'static str> {
@@ -389,6 +411,11 @@ mod tests {
             fabric: FabricId::from_root(Digest::of(b"root")),
             name: "till".parse().unwrap(),
             peer_id: PeerId::from_ed25519(&[peer; 32]),
+            keys: NodeKeys::first(
+                PeerId::from_ed25519(&[peer; 32]),
+                voucher.to_owned(),
+                Timestamp(redeemed),
+            ),
             voucher_id: voucher.to_owned(),
             vouched: Timestamp(0),
             cell: "cell".to_owned(),

@@ -386,6 +386,7 @@ mod tests {
                 voucher_id: "01KDVKFD000000000000000001".to_owned(),
                 redeemed: 7,
                 credential: vec![n; 16 << 10],
+                key: beemesh_agent_sched::KeyInfo::default(),
             };
             Record::Member(crate::fixture::peer(n), info)
         };

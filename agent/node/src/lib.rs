@@ -17,6 +17,7 @@ mod member;
 mod member_clocks;
 mod network;
 mod networks;
+mod orders;
 mod petitions;
 mod query;
 mod reserve;

@@ -8,17 +8,19 @@
 
 mod answers;
 mod idle;
+mod keys;
 mod pods;
 mod revocation;
 mod roots;
 
 use crate::clock;
-use crate::identity::{self, NodeKey};
+use crate::identity::{self, KeyRing};
 use crate::join::Joined;
 use crate::journal::Journal;
 use crate::ledger::{Kept, Ledger, LedgerError};
 use crate::member_clocks;
 use crate::network;
+use crate::orders::Orders;
 use crate::petitions::{Door, Petitions};
 use crate::query::{Query, Site};
 use crate::rest::{self, Access};
@@ -30,10 +32,11 @@ use crate::trust::Trust;
 use anyhow::{Context as _, Result};
 use beemesh_agent_api::view::Assurance;
 use beemesh_agent_fabric::{Fabric, FabricConfig, FabricEvent};
-use beemesh_agent_identity::{MembershipAdmission, SharedRoots, server_config};
+use beemesh_agent_identity::rotation::{Leftover, Rotator};
+use beemesh_agent_identity::{MembershipAdmission, NodeKey, SharedRoots, server_config};
 use beemesh_agent_runtime::{OpenError, Runtime};
 use beemesh_agent_sched::{
-    Cell, CellConfig, Command, Event, MemberInfo, Millis, Persisted, Record, RecoveredPod, Tuning,
+    Cell, CellConfig, Command, Event, KeyInfo, MemberInfo, Millis, Persisted, Record, RecoveredPod, Tuning,
 };
 use beemesh_ids::PeerId;
 use beemesh_init_api::path;
@@ -42,6 +45,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
+use tokio_rustls::TlsAcceptor;
 
 /// Documents of the pods of this boot.
 const PODS: &str = "/run/beemesh/pods";
@@ -67,13 +71,17 @@ pub struct Part {
     /// Documents.
     pub store: Store,
     /// Node key.
-    pub key: Arc<NodeKey>,
+    pub key: KeyRing,
+    /// What an interrupted rotation of it has left.
+    pub leftover: Leftover,
     /// Runs pods.
     pub runtime: Arc<dyn Runtime>,
     /// What signed records say of the time.
     pub floors: clock::FloorKeeper,
     /// What is revoked.
     pub trust: Trust,
+    /// The orders to rotate keys.
+    pub orders: Orders,
     /// For REST over streams and TLS.
     pub context: rest::Context,
     /// Where the fabric is published for REST.
@@ -110,14 +118,19 @@ impl Part {
         let (ledger, persisted, failed) = self.open_records(unwritable)?;
         let (cell, journal) = (joined.member.cell.clone(), self.journal.clone());
         let petitions = Petitions::new(joined.member.fabric.clone(), cell, journal);
-        let (fabric, network) = self.start_fabric(&joined, &roots, &persisted, petitions.clone())?;
+        let admission = self.admission(&joined, &roots, &persisted);
+        let door = Door {
+            membership: admission.clone(),
+            petitions: petitions.clone(),
+        };
+        let (fabric, network) = self.start_fabric(&joined, door)?;
         let site = Site {
             name: joined.member.name.clone(),
             roots: judged_by,
             fabric: fabric.clone(),
         };
         self.site.send_replace(Some(site));
-        self.serve_operators(&joined, &roots)?;
+        let acceptor = self.serve_operators(&joined, &roots)?;
         tokio::spawn(member_clocks::follow(
             fabric.clone(),
             self.context.networks.clone(),
@@ -135,8 +148,17 @@ impl Part {
         let me = &joined.member;
         let accepted = persisted.members.iter().any(|(peer, _)| *peer != me.peer_id);
         let cell = Cell::new(config, persisted, Millis(0));
+        let (rotator, left) = Rotator::new(self.leftover);
+        let (rotation_done, rotated) = mpsc::channel(RESULTS);
         let driver = Driver {
             part: self,
+            admission,
+            acceptor,
+            rotator,
+            rotation_done,
+            next_key: None,
+            turn: None,
+            used_up: false,
             cell,
             ledger,
             fabric,
@@ -155,7 +177,7 @@ impl Part {
             rivals: BTreeSet::new(),
             failed,
         };
-        driver.run(network, done).await
+        driver.run(network, done, rotated, left).await
     }
 
     /// The records; and why they cannot be written, where that is so: then they are only looked at.
@@ -190,13 +212,7 @@ impl Part {
         }
     }
 
-    fn start_fabric(
-        &self,
-        joined: &Joined,
-        roots: &SharedRoots,
-        persisted: &Persisted,
-        petitions: Petitions,
-    ) -> Result<(Fabric, mpsc::Receiver<FabricEvent>)> {
+    fn admission(&self, joined: &Joined, roots: &SharedRoots, persisted: &Persisted) -> MembershipAdmission {
         let admission = MembershipAdmission::new(Arc::clone(roots), joined.member.clone())
             .with_revocations(self.trust.shared(), self.trust.clock());
         let me = &joined.member.peer_id;
@@ -210,13 +226,14 @@ impl Part {
                 tracing::warn!(%peer, %refusal, "a remembered member is not one any more");
             }
         }
+        admission
+    }
+
+    fn start_fabric(&self, joined: &Joined, door: Door) -> Result<(Fabric, mpsc::Receiver<FabricEvent>)> {
         let config = FabricConfig {
-            secret: self.key.secret_bytes(),
-            credential: joined.document.membership.to_bytes(),
-            admission: Arc::new(Door {
-                membership: admission,
-                petitions,
-            }),
+            credentials: keys::credentials(&self.key.now(), joined),
+            node: Some(joined.member.peer_id.clone()),
+            admission: Arc::new(door),
             listen_port: self.options.port,
             bootstrap: joined.document.peers.clone(),
             mdns: true,
@@ -224,10 +241,11 @@ impl Part {
         Fabric::start(config).context("failed to start the fabric")
     }
 
-    fn serve_operators(&self, joined: &Joined, roots: &SharedRoots) -> Result<()> {
-        let config = server_config(&self.key, &joined.document.membership, Arc::clone(roots))
+    /// Returns the way to exchange the certificate that operators are shown.
+    fn serve_operators(&self, joined: &Joined, roots: &SharedRoots) -> Result<watch::Sender<TlsAcceptor>> {
+        let config = server_config(&self.key.now(), &joined.document.membership, Arc::clone(roots))
             .context("failed to make the TLS configuration")?;
-        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let (sender, acceptor) = watch::channel(TlsAcceptor::from(Arc::new(config)));
         let context = self.context.clone();
         match supervisor::listen_tcp(&self.supervisor, "operators", self.options.rest_port) {
             Ok(listener) => drop(tokio::spawn(async move {
@@ -239,7 +257,7 @@ impl Part {
         }
         self.supervisor
             .status(&format!("member `{}`", joined.member.name));
-        Ok(())
+        Ok(sender)
     }
 }
 
@@ -251,6 +269,19 @@ fn seed() -> Result<u64> {
 
 struct Driver {
     part: Part,
+    /// The decision at the door, shared with the fabric.
+    admission: MembershipAdmission,
+    /// The certificate that operators are shown.
+    acceptor: watch::Sender<TlsAcceptor>,
+    /// The rotation of this node's key.
+    rotator: Rotator,
+    rotation_done: mpsc::Sender<keys::Done>,
+    /// The key that comes next: made, and not named by the membership yet.
+    next_key: Option<Arc<NodeKey>>,
+    /// When this node's turn to obey an order comes, in milliseconds.
+    turn: Option<u64>,
+    /// It was said that the key can be rotated no more.
+    used_up: bool,
     cell: Cell,
     ledger: Ledger,
     fabric: Fabric,
@@ -282,6 +313,8 @@ impl Driver {
         mut self,
         mut network: mpsc::Receiver<FabricEvent>,
         mut done: mpsc::Receiver<Event>,
+        mut rotated: mpsc::Receiver<keys::Done>,
+        left: Vec<beemesh_agent_identity::rotation::Command>,
     ) -> Result<()> {
         if let Some(error) = self.failed.take() {
             return self.outlast(&error).await;
@@ -291,6 +324,8 @@ impl Driver {
         pulse.beat_during(self.recover()).await;
         self.tell_revocations();
         self.tell_roots();
+        self.resume_rotation(left);
+        self.tell_orders();
         self.flush();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -309,6 +344,7 @@ impl Driver {
                 _ = capacity.tick() => {
                     self.look_at_capacity();
                     self.look_at_admissions();
+                    self.look_at_orders();
                 }
                 _ = reserve.tick() => self.look_at_reserve(),
                 () = &mut found, if may_found && !self.quarantined => {
@@ -317,6 +353,7 @@ impl Driver {
                 }
                 event = network.recv() => self.network(event.context("the fabric ended")?),
                 result = done.recv() => self.result(result.context("the results ended")?),
+                done = rotated.recv() => self.rotation_done(done.context("the rotation ended")?),
                 event = pods.recv() => self.pod(event).await,
                 question = self.part.questions.recv() => self.answer(question.context("REST ended")?),
                 news = self.part.arriving.recv() => self.news(news.context("the stick task ended")?),
@@ -366,6 +403,7 @@ impl Driver {
                         waiting.extend(self.verify_revocations(&envelope));
                     }
                     Command::VerifyRoots { documents } => waiting.extend(self.verify_roots(&documents)),
+                    Command::VerifyOrder { envelope } => waiting.extend(self.verify_order(&envelope)),
                     command => self.due.push(command),
                 }
             }
@@ -448,6 +486,7 @@ impl Driver {
             | Command::VerifyMember { .. }
             | Command::VerifyRevocations { .. }
             | Command::VerifyRoots { .. }
+            | Command::VerifyOrder { .. }
             | Command::Persist(_) => {}
         }
     }
@@ -471,7 +510,13 @@ impl Driver {
                 tracing::warn!(%peer, "a member's credential was refused: it is revoked");
                 None
             }
-            Ok(member) => Some(member_event(member, credential)),
+            Ok(member) => match self.admission.learn(&member.keys) {
+                Ok(_) => Some(member_event(member, credential)),
+                Err(conflict) => {
+                    tracing::warn!(%peer, %conflict, "a member's credential was refused");
+                    None
+                }
+            },
             Err(refusal) => {
                 tracing::warn!(%peer, %refusal, "a member's credential was refused");
                 None
@@ -509,6 +554,9 @@ impl Driver {
                     self.step(Event::Connected { peer });
                     self.announce_membership("has found the other members");
                 }
+            }
+            FabricEvent::Left { members } => {
+                self.rotate(beemesh_agent_identity::rotation::Event::Left(members))
             }
             FabricEvent::Disconnected { peer } => self.step(Event::Disconnected { peer }),
             FabricEvent::Message { from, bytes } => self.step(Event::Message { from, bytes }),
@@ -571,6 +619,7 @@ impl Driver {
         self.joined = news;
         self.tell_revocations();
         self.tell_roots();
+        self.tell_orders();
     }
 
     /// Listing images may wait for an import, so it is done beside the loop.
@@ -603,6 +652,12 @@ fn member_info(member: Member, credential: Vec<u8>) -> MemberInfo {
         voucher_id: member.voucher_id,
         redeemed: u64::try_from(member.redeemed.0).unwrap_or(0),
         credential,
+        key: KeyInfo {
+            peer: (member.keys.generation() > 0).then(|| member.keys.newest().clone()),
+            generation: member.keys.generation(),
+            as_of: member.keys.as_of().to_owned(),
+            since: member.keys.since().0,
+        },
     }
 }
 

@@ -256,15 +256,23 @@ mod tests {
     struct Everyone;
 
     impl beemesh_agent_fabric::Admission for Everyone {
-        fn admit(&self, _: &PeerId, _: &[u8]) -> Result<(), beemesh_agent_fabric::Denial> {
-            Ok(())
+        fn admit(
+            &self,
+            peer: &PeerId,
+            _: &[u8],
+        ) -> Result<beemesh_agent_fabric::Admitted, beemesh_agent_fabric::Denial> {
+            Ok(beemesh_agent_fabric::Admitted::by_first_key(peer))
         }
     }
 
     fn fabric(secret: u8) -> (Fabric, tokio::sync::mpsc::Receiver<FabricEvent>) {
         let config = beemesh_agent_fabric::FabricConfig {
-            secret: [secret; 32],
-            credential: Vec::new(),
+            credentials: beemesh_agent_fabric::Credentials {
+                secret: [secret; 32],
+                generation: 0,
+                credential: Vec::new(),
+            },
+            node: None,
             admission: std::sync::Arc::new(Everyone),
             listen_port: 0,
             bootstrap: Vec::new(),

@@ -8,7 +8,7 @@ use crate::journal::Journal;
 use crate::rest::Refused;
 use beemesh_agent_api::petition::{PetitionState, PetitionView};
 use beemesh_agent_api::view;
-use beemesh_agent_fabric::{Admission, Denial as Refusal};
+use beemesh_agent_fabric::{Admission, Admitted, Denial as Refusal};
 use beemesh_agent_identity::MembershipAdmission;
 use beemesh_agent_identity::petition::{
     Answer, Command, Decided, Event, Pending, Petitions as Table, State, VALID_S,
@@ -177,8 +177,12 @@ pub struct Door {
 }
 
 impl Admission for Door {
-    fn admit(&self, peer: &PeerId, credential: &[u8]) -> Result<(), Refusal> {
+    fn admit(&self, peer: &PeerId, credential: &[u8]) -> Result<Admitted, Refusal> {
         Admission::admit(&self.membership, peer, credential)
+    }
+
+    fn still_admits(&self, node: &PeerId, peer: &PeerId) -> bool {
+        Admission::still_admits(&self.membership, node, peer)
     }
 
     fn petition(&self, peer: &PeerId, source: IpAddr, bytes: &[u8]) -> Vec<u8> {

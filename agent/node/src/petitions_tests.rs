@@ -3,7 +3,7 @@
 use super::*;
 use crate::fixture::{NOW, applicant, asking, key, operator, roots, voucher};
 use crate::waiting::{End, Wish, wait};
-use beemesh_agent_fabric::{Fabric, FabricConfig, FabricEvent};
+use beemesh_agent_fabric::{Credentials, Fabric, FabricConfig, FabricEvent};
 use beemesh_joinpack_format::{ApprovalCode, Machine, Member, Membership, SecretKey};
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -41,8 +41,12 @@ fn start(n: u8, membership: &Membership, member: Member, bootstrap: Vec<String>)
         free.local_addr().unwrap().port()
     };
     let config = FabricConfig {
-        secret: [n; 32],
-        credential: membership.to_bytes(),
+        credentials: Credentials {
+            secret: [n; 32],
+            generation: 0,
+            credential: membership.to_bytes(),
+        },
+        node: None,
         admission: Arc::new(Door {
             membership: MembershipAdmission::new(shared, member),
             petitions: petitions.clone(),

@@ -1,6 +1,7 @@
 //! Questions that others put to the driver, and where it publishes that the box is a member.
 
 use crate::rest::Refused;
+use beemesh_agent_api::keys::KeysView;
 use beemesh_agent_api::petition::PetitionView;
 use beemesh_agent_api::revocation::RevocationView;
 use beemesh_agent_api::roots::{RootsTaken, RootsView};
@@ -41,6 +42,15 @@ pub enum Query {
         documents: Vec<Envelope>,
         /// What came of it.
         reply: oneshot::Sender<Result<RootsTaken, Refused>>,
+    },
+    /// The members' keys, and the orders to rotate them.
+    Keys(oneshot::Sender<KeysView>),
+    /// Takes a signed order to rotate keys.
+    OrderKeys {
+        /// The DSSE envelope, JSON.
+        envelope: Vec<u8>,
+        /// Whether it was accepted.
+        reply: oneshot::Sender<Result<(), Refused>>,
     },
     /// Who asks to be let in.
     Petitions(oneshot::Sender<Vec<PetitionView>>),

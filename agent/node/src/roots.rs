@@ -3,7 +3,7 @@
 //! The stick task and the member task both write that document, each with the chain that it knows. Invariant: what is on disk
 //! has the longest chain that any of them has verified.
 
-use crate::join::{DOCUMENT, Joined};
+use crate::join::{DOCUMENT, FabricDocument, Joined, with_rotations_of};
 use crate::store::{Store, StoreError};
 use beemesh_joinpack_format::{Refusal, RootChain};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +17,9 @@ pub enum KeepError {
     /// The state volume.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// There is nothing to change.
+    #[error("there is no membership on the disk")]
+    Missing,
 }
 
 /// Cheap to clone; all clones share one chain.
@@ -44,7 +47,22 @@ impl RootKeeper {
         longer.unwrap_or(roots).clone()
     }
 
-    /// Makes a membership durable, with the longest chain. What it returns is what was written.
+    /// Changes the membership as the disk has it, and writes it back: others may have written it since the caller looked.
+    ///
+    /// # Errors
+    /// [`KeepError`]. Where it is of the store, the change may be on the disk or not.
+    pub fn change(
+        &self,
+        change: impl FnOnce(FabricDocument) -> Result<Joined, Refusal>,
+    ) -> Result<Joined, KeepError> {
+        let _alone = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let document = self.store.load(DOCUMENT)?.ok_or(KeepError::Missing)?;
+        let joined = change(document)?;
+        self.store.save(DOCUMENT, &joined.document)?;
+        Ok(joined)
+    }
+
+    /// Makes a membership durable, with the longest chain and with the rotations of its key. What it returns is what was written.
     ///
     /// # Errors
     /// [`KeepError`]; then nothing has changed.
@@ -52,8 +70,15 @@ impl RootKeeper {
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         let roots = match newest.as_ref() {
             Some(newest) => newest.extend(joined.roots.envelopes())?,
-            None => joined.roots,
+            None => joined.roots.clone(),
         };
+        let disk = self.store.load::<FabricDocument>(DOCUMENT).ok().flatten();
+        let document = with_rotations_of(joined.document.clone(), disk.as_ref());
+        if let Some(key) = document.membership.rotated_to()
+            && document.membership != joined.document.membership
+        {
+            joined = Joined::check(document, &key)?;
+        }
         joined.document.roots = roots.envelopes().to_vec();
         // Who may sign a root document may say what time it is, as who signs a pack may.
         joined.document.floor = joined.document.floor.max(roots.current().issued);
@@ -68,7 +93,7 @@ impl RootKeeper {
 mod tests {
     use super::*;
     use crate::fixture::{NOW, applicant, chain, pack, peer};
-    use crate::join::{FabricDocument, choose, plan};
+    use crate::join::{choose, plan};
     use beemesh_joinpack_format::Machine;
 
     fn joined() -> Joined {

@@ -5,6 +5,7 @@ use crate::images::Images;
 use crate::join::{DOCUMENT, FabricDocument, Joined};
 use crate::journal::Journal;
 use crate::networks::Networks;
+use crate::orders::Orders;
 use crate::query::QUERIES;
 use crate::reserve::{Reserve, is_full};
 use crate::sticks::{News, Sticks};
@@ -70,8 +71,11 @@ pub async fn run(options: Options) -> Result<()> {
         false => None,
     };
     let store = Store::open(&options.state.join("agent"))?;
-    let key = identity::load(&options.state.join("identity"), early, &journal).await?;
-    tracing::info!(peer = %key.peer_id(), "identity ready");
+    let named = store.load::<FabricDocument>(DOCUMENT).ok().flatten();
+    let named = named.and_then(|document| document.membership.rotated_to());
+    let identity = options.state.join("identity");
+    let (key, leftover) = identity::load(&identity, named, early, &journal).await?;
+    tracing::info!(peer = %key.now().peer_id(), "identity ready");
     let (runtime, unwritable) = open_runtime(&options).await?;
     let images = Images::new(Arc::clone(runtime.images()), store.clone(), journal.clone());
     let (up, is_up) = watch::channel(false);
@@ -96,7 +100,7 @@ pub async fn run(options: Options) -> Result<()> {
     let unix = rest::listen_unix(&supervisor, &socket)?;
     let unix = tokio::spawn(rest::serve_unix(unix, context.clone(), serving));
 
-    let joined = recall(&store, &key, &journal)?;
+    let joined = recall(&store, &key.now(), &journal)?;
     let floor = Floor::new(
         identity::built(),
         joined.as_ref().map(|joined| joined.document.floor),
@@ -106,6 +110,8 @@ pub async fn run(options: Options) -> Result<()> {
         .as_ref()
         .map(|joined| (&joined.roots, joined.document.floor));
     let trust = Trust::open(store.clone(), journal.clone(), floors.clone(), member);
+    let roots = joined.as_ref().map(|joined| &joined.roots);
+    let orders = Orders::open(store.clone(), journal.clone(), roots);
     if let Some(joined) = &joined {
         let handed = networks.start(&joined.document.network);
         handed.context("failed to hand over the network settings")?;
@@ -120,12 +126,13 @@ pub async fn run(options: Options) -> Result<()> {
         options: options.clone(),
         journal: journal.clone(),
         store: store.clone(),
-        key: Arc::clone(&key),
+        key: key.clone(),
         images,
         joined: joined.clone(),
         floor,
         floors: floors.clone(),
         trust: trust.clone(),
+        orders: orders.clone(),
         networks: networks.clone(),
         news,
         up: is_up,
@@ -139,9 +146,11 @@ pub async fn run(options: Options) -> Result<()> {
         journal,
         store,
         key,
+        leftover,
         runtime,
         floors,
         trust,
+        orders,
         context,
         site,
         questions,
@@ -259,9 +268,10 @@ mod tests {
     async fn join(options: &Options) {
         let journal = Journal::new(options.run_path(path::CONSOLE));
         let store = Store::open(&options.state.join("agent")).unwrap();
-        let key = identity::load(&options.state.join("identity"), None, &journal)
+        let (key, _) = identity::load(&options.state.join("identity"), None, None, &journal)
             .await
             .unwrap();
+        let key = key.now();
         let (pack, peer, machine) = (pack(1, 0, &[]), key.peer_id(), Machine::default());
         let offer = choose(&pack, &applicant(&peer, &machine)).unwrap();
         let offer = (offer, offer.one_time_key.as_ref().unwrap());
@@ -320,7 +330,7 @@ mod tests {
                     false => {
                         Store::open(&options.state.join("agent")).unwrap();
                         drop(
-                            identity::load(&volume.join("identity"), None, &journal)
+                            identity::load(&volume.join("identity"), None, None, &journal)
                                 .await
                                 .unwrap(),
                         );

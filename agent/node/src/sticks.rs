@@ -7,9 +7,10 @@ mod receipt;
 
 use crate::clock::{self, Floor, FloorKeeper};
 use crate::images::Images;
-use crate::join::{Applicant, DOCUMENT, FabricDocument, Joined, choose, plan, standing};
+use crate::join::{Applicant, DOCUMENT, FabricDocument, Joined, choose, plan, standing, with_rotations_of};
 use crate::journal::Journal;
 use crate::networks::Networks;
+use crate::orders::Orders;
 use crate::roots::KeepError;
 use crate::start::Options;
 use crate::stick::{self, StickError};
@@ -24,7 +25,7 @@ use beemesh_joinpack_format::{
     Verified,
 };
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -47,7 +48,7 @@ pub struct Sticks {
     /// Documents.
     pub store: Store,
     /// Node key.
-    pub key: Arc<identity::NodeKey>,
+    pub key: identity::KeyRing,
     /// Takes images.
     pub images: Images,
     /// Membership as it stands.
@@ -58,6 +59,8 @@ pub struct Sticks {
     pub floors: FloorKeeper,
     /// What is revoked.
     pub trust: Trust,
+    /// The orders to rotate keys.
+    pub orders: Orders,
     /// Hands network settings over.
     pub networks: Networks,
     /// Where news go.
@@ -79,6 +82,7 @@ struct Taken {
     /// The box was a member that had lost its place.
     rejoins: bool,
     revocations: Vec<Envelope>,
+    orders: Vec<Envelope>,
     /// When the pack was made.
     issued: Timestamp,
 }
@@ -97,6 +101,7 @@ struct Wanted {
     images: Vec<(String, Digest)>,
     staging: PathBuf,
     revocations: Vec<Envelope>,
+    orders: Vec<Envelope>,
     issued: Timestamp,
 }
 
@@ -239,7 +244,8 @@ impl Sticks {
 
     /// Verifies the pack, stages its images, commits the membership. Before the commit nothing has changed.
     fn take(&self, mount: &std::path::Path, manifest: &[u8]) -> Result<Found, StickError> {
-        let joined = self.joined.as_ref();
+        let kept = self.as_it_stands();
+        let joined = kept.as_ref();
         let trusted = joined.map(|joined| self.trust.judging(joined));
         let trusted = trusted.as_ref();
         let last = joined.map(|joined| joined.document.serial.as_str());
@@ -247,7 +253,8 @@ impl Sticks {
         pack.check_listing(stick::list_blobs(mount)?)?;
         let rejoins = joined.is_some() && self.has_lost_its_place();
         let joined = standing(joined, rejoins, &pack.manifest().serial)?;
-        let peer = self.key.peer_id();
+        let key = self.key.now();
+        let peer = key.peer_id();
         let tpm = beemesh_firmware_tpm::open();
         let machine = Machine {
             macs: network::own_macs("/sys/class/net".as_ref()),
@@ -263,7 +270,7 @@ impl Sticks {
         let spent = stick::spent_places(mount, &peer, &pack.manifest().serial);
         let applicant = Applicant {
             peer: &peer,
-            assurance: self.key.assurance(),
+            assurance: key.assurance(),
             machine: &machine,
             floor: self.floor,
             system: clock::system_now(),
@@ -282,6 +289,7 @@ impl Sticks {
                         images,
                         staging,
                         revocations: pack.revocations().envelopes().cloned().collect(),
+                        orders: pack.orders().envelopes().cloned().collect(),
                         issued: pack.manifest().issued,
                     })));
                 }
@@ -300,8 +308,17 @@ impl Sticks {
             first: !plan.already_member,
             rejoins,
             revocations: pack.revocations().envelopes().cloned().collect(),
+            orders: pack.orders().envelopes().cloned().collect(),
             issued: pack.manifest().issued,
         })))
+    }
+
+    /// The membership with the rotations that the member task has written since this task heard of it.
+    fn as_it_stands(&self) -> Option<Joined> {
+        let joined = self.joined.clone()?;
+        let disk = self.store.load::<FabricDocument>(DOCUMENT).ok().flatten();
+        let document = with_rotations_of(joined.document.clone(), disk.as_ref());
+        Some(Joined::check(document, &self.key.now().peer_id()).unwrap_or(joined))
     }
 
     /// Copies the images that this box lacks. Returns which, and where they lie.
@@ -326,7 +343,7 @@ impl Sticks {
     fn commit(&self, joined: Joined) -> Result<Joined, StickError> {
         self.trust.keeper().commit(joined).map_err(|error| match error {
             KeepError::Refused(refusal) => refusal.into(),
-            KeepError::Store(error) => StickError::Keep {
+            error => StickError::Keep {
                 path: self.store.path(DOCUMENT),
                 source: std::io::Error::other(error),
             },
@@ -341,7 +358,7 @@ impl Sticks {
             self.journal.announce("NetworkFailed", "pack", &message);
         }
         wanted.wish.show(&self.journal);
-        let key = self.key.secret_key().clone();
+        let key = self.key.now().secret_key().clone();
         let asking = tokio::spawn(waiting::wait(wanted.wish.clone(), key, self.journal.clone()));
         self.waiting = Some(Waiting {
             wanted,
@@ -382,6 +399,7 @@ impl Sticks {
             first: true,
             rejoins,
             revocations: wanted.revocations.clone(),
+            orders: wanted.orders.clone(),
             issued: wanted.issued,
         };
         let parts = self.accept(taken).await;
@@ -409,6 +427,7 @@ impl Sticks {
             first,
             rejoins,
             revocations,
+            orders,
             issued,
         } = taken;
         let document = &joined.document;
@@ -455,6 +474,21 @@ impl Sticks {
             parts.push(Part {
                 part: PartKind::Revocations,
                 what: format!("{} snapshot(s)", revocations.len()),
+                refused,
+            });
+        }
+        let mut refused = None;
+        for envelope in &orders {
+            if let Err(refusal) = self.orders.take(envelope, &joined.roots, Source::Member) {
+                let message = format!("an order of the pack to rotate keys was not taken: {refusal}");
+                self.journal.announce("KeyOrderRefused", "pack", &message);
+                refused = Some(format!("{}: {refusal}", refusal.code()));
+            }
+        }
+        if !orders.is_empty() {
+            parts.push(Part {
+                part: PartKind::Orders,
+                what: format!("{} order(s) to rotate keys", orders.len()),
                 refused,
             });
         }

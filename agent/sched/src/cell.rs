@@ -87,6 +87,8 @@ pub struct Cell {
     pub(crate) revocation_digest: u64,
     pub(crate) snapshots: Vec<Vec<u8>>,
     pub(crate) root_documents: Vec<Vec<u8>>,
+    pub(crate) order_digest: u64,
+    pub(crate) orders: Vec<Vec<u8>>,
 }
 
 impl Cell {
@@ -147,6 +149,8 @@ impl Cell {
             revocation_digest: 0,
             snapshots: Vec::new(),
             root_documents: Vec::new(),
+            order_digest: 0,
+            orders: Vec::new(),
             config,
         }
     }
@@ -178,6 +182,7 @@ impl Cell {
             Event::Recovered { pods } => self.on_recovered(pods),
             Event::Revocations(news) => self.on_revocations(news),
             Event::Roots(news) => self.on_roots(news),
+            Event::Orders(news) => self.on_orders(news),
         }
         self.tick_placements();
         self.settle();
@@ -335,6 +340,8 @@ impl Cell {
             changes: self.desired.digest(),
             revocations: self.revocation_digest,
             roots: self.root_version(),
+            keys: self.roster.key_digest(),
+            orders: self.order_digest,
             recovered: self.recovered,
             body,
         };
@@ -367,6 +374,14 @@ impl Cell {
         let assurance = member.assurance;
         match self.roster.add(peer.clone(), member.clone(), self.now) {
             Added::Known => return,
+            Added::Rotated => {
+                let message = format!(
+                    "node `{name}` has a new key, its {}. since the first",
+                    member.key.generation
+                );
+                self.out.push(Command::Persist(Record::Member(peer, member)));
+                return self.emit("KeyRotated", format!("node/{name}"), message);
+            }
             Added::Full => {
                 let message = format!(
                     "node `{name}` was not taken in: the cell has {} members",
@@ -476,16 +491,12 @@ impl Cell {
             Message::Roster(peers) => self.on_roster(&from, &peers),
             Message::MembersWanted(peers) => {
                 let wanted: BTreeSet<PeerId> = peers.into_iter().take(MAX_LIST).collect();
-                let known = self.roster.all().filter(|(peer, _)| wanted.contains(*peer));
-                let members: Vec<_> = known.map(|(peer, info)| (peer.clone(), info.clone())).collect();
-                // A few at a time: credentials are of unknown size.
-                for some in members.chunks(16) {
-                    self.send(&from, Message::Members(some.to_vec()));
-                }
+                self.send_members(&from, &wanted);
             }
             Message::Members(members) => {
                 for (peer, info) in members.into_iter().take(MAX_LIST) {
-                    if !self.roster.contains(&peer) && !self.roster.is_quarantined(&peer) {
+                    let known = self.roster.generation(&peer);
+                    if known.is_none_or(|known| known < info.key.generation) {
                         self.out.push(Command::VerifyMember {
                             peer,
                             credential: info.credential,
@@ -502,6 +513,9 @@ impl Cell {
             Message::Revocations(envelope) => self.on_snapshot(envelope),
             Message::RevocationsWanted => self.send_snapshots(&from),
             Message::Roots(documents) => self.on_root_documents(documents),
+            Message::Keys(theirs) => self.on_keys(&from, theirs),
+            Message::Order(envelope) => self.on_order(envelope),
+            Message::OrdersWanted => self.send_orders(&from),
             Message::Envelope { id, age_ms, envelope } => self.on_envelope(id, age_ms, envelope),
             Message::Probe(probe) => self.on_probe(&from, probe),
             Message::Offer { key, round, offer } => self.on_offer(from, key, round, offer),
@@ -547,6 +561,15 @@ impl Cell {
         }
     }
 
+    pub(crate) fn send_members(&mut self, to: &PeerId, wanted: &BTreeSet<PeerId>) {
+        let known = self.roster.all().filter(|(peer, _)| wanted.contains(*peer));
+        let members: Vec<_> = known.map(|(peer, info)| (peer.clone(), info.clone())).collect();
+        // A few at a time: credentials are of unknown size, at most 40 KiB.
+        for some in members.chunks(16) {
+            self.send(to, Message::Members(some.to_vec()));
+        }
+    }
+
     fn on_heartbeat(&mut self, from: &PeerId, heartbeat: Heartbeat) {
         if heartbeat.yours > self.membership.generation() {
             let effects = self.membership.outgrow(self.now, heartbeat.yours);
@@ -555,6 +578,8 @@ impl Cell {
         let (roster, changes) = (heartbeat.roster, heartbeat.changes);
         self.on_root_version(from, heartbeat.roots);
         self.on_revocation_digest(from, heartbeat.revocations);
+        self.on_key_digest(from, heartbeat.keys);
+        self.on_order_digest(from, heartbeat.orders);
         let was_heard = self
             .views
             .get(from)

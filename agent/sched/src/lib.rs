@@ -10,6 +10,7 @@ mod desired;
 mod gossip;
 mod grants;
 mod holdings;
+pub mod keys;
 mod leases;
 mod membership;
 mod model;
@@ -28,8 +29,8 @@ pub use desired::{ChangeRefused, MAX_CHANGES, MAX_ENVELOPE};
 pub use grants::MAX_GRANTS;
 pub use holdings::{FREE_ROSTER, MAX_PODS};
 pub use model::{
-    Capacity, CellConfig, Command, Event, GrantRecord, Key, MemberInfo, Millis, Persisted, PodReport, Record,
-    RecoveredPod, RevocationNews, RootNews, Stamp, Tuning,
+    Capacity, CellConfig, Command, Event, GrantRecord, Key, KeyInfo, MemberInfo, Millis, OrderNews,
+    Persisted, PodReport, Record, RecoveredPod, RevocationNews, RootNews, Stamp, Tuning,
 };
 pub use placement::{MAX_PLACEMENTS, MAX_RESERVATIONS};
 pub use roster::MAX_MEMBERS;

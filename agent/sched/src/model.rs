@@ -126,6 +126,22 @@ pub struct MemberInfo {
     /// The credential, as other nodes verify it.
     #[serde(with = "crate::wire::bytes")]
     pub credential: Vec<u8>,
+    /// The key that it has now.
+    #[serde(default)]
+    pub key: KeyInfo,
+}
+
+/// The present key of a member.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyInfo {
+    /// Its peer id; `None` where it is the node id.
+    pub peer: Option<PeerId>,
+    /// How many keys the member had before.
+    pub generation: u32,
+    /// Id of the order, or of the voucher, that the key is as new as.
+    pub as_of: String,
+    /// When it was taken, in seconds since 1970, as the member says. For people.
+    pub since: i64,
 }
 
 /// What this node has and is.
@@ -260,6 +276,9 @@ pub enum Event {
     /// The chain of root documents, verified: at the start and whenever it is longer. From an operator, a stick, or after
     /// [`Command::VerifyRoots`].
     Roots(RootNews),
+    /// The orders to rotate keys, verified: at the start and whenever others are known. From an operator, a stick, or after
+    /// [`Command::VerifyOrder`].
+    Orders(OrderNews),
     /// What still runs. Sent once after the start, empty where nothing does: before it, no pod is taken.
     Recovered {
         /// The pods.
@@ -286,6 +305,15 @@ pub struct RevocationNews {
 pub struct RootNews {
     /// Roots 1 to N as they were signed, at most [`crate::roots::MAX_ROOTS`].
     pub documents: Vec<Vec<u8>>,
+}
+
+/// All orders to rotate keys that say something.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OrderNews {
+    /// The same wherever the same orders are known; 0 where none is.
+    pub digest: u64,
+    /// The signed orders, at most [`crate::keys::MAX_ORDERS`], each at most [`crate::keys::MAX_ORDER`] bytes.
+    pub orders: Vec<Vec<u8>>,
 }
 
 /// What the driver must do, in this order.
@@ -319,6 +347,11 @@ pub enum Command {
     VerifyRoots {
         /// Signed envelopes, consecutive if the member is honest.
         documents: Vec<Vec<u8>>,
+    },
+    /// Verify an order to rotate keys that a member handed on; then [`Event::Orders`] where it brings news.
+    VerifyOrder {
+        /// The signed envelope.
+        envelope: Vec<u8>,
     },
     /// This member is revoked. Close its connections, take none.
     Revoked {

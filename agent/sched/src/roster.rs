@@ -25,6 +25,7 @@ pub(crate) struct Roster {
     /// Members that show a voucher, by voucher.
     vouchers: BTreeMap<String, usize>,
     digest: u64,
+    key_digest: u64,
     revoked_nodes: BTreeSet<PeerId>,
     revoked_vouchers: BTreeSet<String>,
 }
@@ -36,6 +37,8 @@ pub(crate) enum Added {
     Known,
     /// There is no room.
     Full,
+    /// A member has a later key; nothing else of it differs.
+    Rotated,
     /// New; `loser` is the peer whose redemption of the same voucher is the later one, and `first` the earlier.
     New { quarantined: Option<(PeerId, PeerId)> },
 }
@@ -53,17 +56,25 @@ impl Roster {
 
     pub(crate) fn add(&mut self, peer: PeerId, info: MemberInfo, now: Millis) -> Added {
         let added = self.insert(peer, info, now);
-        if matches!(added, Added::New { .. }) {
+        if matches!(added, Added::New { .. } | Added::Rotated) {
             self.update_digest();
         }
         added
     }
 
     fn insert(&mut self, peer: PeerId, info: MemberInfo, now: Millis) -> Added {
-        if let Some(known) = self.entries.get(&peer) {
+        if let Some(known) = self.entries.get_mut(&peer) {
             // A renewed credential of the same redemption replaces the old one.
             if known.info == info || known.info.redeemed > info.redeemed {
                 return Added::Known;
+            }
+            let same = (&known.info.voucher_id, known.info.redeemed) == (&info.voucher_id, info.redeemed);
+            if same && known.info.key.generation > 0 && known.info.key.generation >= info.key.generation {
+                return Added::Known;
+            }
+            if same && info.key.generation > 0 {
+                known.info = info;
+                return Added::Rotated;
             }
         } else if self.entries.len() >= MAX_MEMBERS {
             return Added::Full;
@@ -141,6 +152,35 @@ impl Roster {
                 })
                 .collect::<Vec<_>>(),
         );
+        let keys: Vec<Vec<u8>> = self
+            .generations()
+            .flat_map(|(peer, generation)| {
+                [
+                    peer.as_str().as_bytes().to_vec(),
+                    generation.to_be_bytes().to_vec(),
+                ]
+            })
+            .collect();
+        self.key_digest = match keys.is_empty() {
+            true => 0,
+            false => digest64(&keys.iter().map(Vec::as_slice).collect::<Vec<_>>()),
+        };
+    }
+
+    /// Digest of the keys of members that have had more than one; 0 where none has.
+    pub(crate) fn key_digest(&self) -> u64 {
+        self.key_digest
+    }
+
+    /// Members that have had more than one key, and how many before the present one.
+    pub(crate) fn generations(&self) -> impl Iterator<Item = (PeerId, u32)> {
+        let rotated = self.all().filter(|(_, info)| info.key.generation > 0);
+        rotated.map(|(peer, info)| (peer.clone(), info.key.generation))
+    }
+
+    /// How many keys a member had before its present one, quarantined or not.
+    pub(crate) fn generation(&self, peer: &PeerId) -> Option<u32> {
+        self.entries.get(peer).map(|entry| entry.info.key.generation)
     }
 
     /// Digest of all members and of who is quarantined.
@@ -217,6 +257,7 @@ mod tests {
             voucher_id: voucher.into(),
             redeemed,
             credential: vec![],
+            key: crate::model::KeyInfo::default(),
         }
     }
 

@@ -151,6 +151,8 @@ impl Cell {
             nodes.push(NodeView {
                 name: entry.info.name.clone(),
                 peer_id: peer.clone(),
+                key: entry.info.key.peer.clone().unwrap_or_else(|| peer.clone()),
+                generation: entry.info.key.generation,
                 status,
                 assurance: entry.info.assurance,
                 addresses: capacity

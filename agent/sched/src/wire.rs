@@ -68,6 +68,12 @@ pub enum Message {
     RevocationsWanted,
     /// Signed root documents, consecutive.
     Roots(Vec<Blob>),
+    /// How many keys each member has had, as far as the sender knows: members that have had more than one.
+    Keys(Vec<(PeerId, u32)>),
+    /// A signed order to rotate keys.
+    Order(#[serde(with = "bytes")] Vec<u8>),
+    /// Send the orders to rotate keys.
+    OrdersWanted,
     /// Would you take this pod? Reserves.
     Probe(Probe),
     /// Answer to a probe.
@@ -163,6 +169,12 @@ pub struct Heartbeat {
     /// How many root documents the sender's chain has; 0 where it does not say.
     #[serde(default)]
     pub roots: u32,
+    /// Digest of the members' keys; 0 where no member has rotated.
+    #[serde(default)]
+    pub keys: u64,
+    /// Digest of the orders to rotate keys; 0 where there is none.
+    #[serde(default)]
+    pub orders: u64,
     /// The sender knows what it holds.
     pub recovered: bool,
     /// The body.

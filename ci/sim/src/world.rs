@@ -288,6 +288,7 @@ impl World {
             },
             redeemed: n as u64,
             credential: format!("credential of {n}").into_bytes(),
+            key: beemesh_agent_sched::KeyInfo::default(),
         };
         alter(&mut member);
         self.by_peer.insert(peer.clone(), n);
@@ -745,6 +746,7 @@ impl World {
             }
             Command::VerifyRevocations { envelope } => self.push(n, 1, What::Revocations(envelope)),
             Command::VerifyRoots { documents } => self.push(n, 1, What::Roots(documents)),
+            Command::VerifyOrder { .. } => panic!("nobody gives orders here"),
             Command::Quarantine { peer, .. } | Command::Revoked { peer } => {
                 self.nodes[n].refused.insert(peer.clone());
                 if let Some(other) = self.by_peer.get(&peer) {

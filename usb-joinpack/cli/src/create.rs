@@ -14,8 +14,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use beemesh_firmware_credential::EndorsementKey;
 use beemesh_ids::{Digest, DigestHasher};
 use beemesh_joinpack_format::{
-    Admission, ImageEntry, MANIFEST_PAYLOAD_TYPE, Manifest, PackVoucher, Refusal, SealedKey, SecretKey,
-    StatePolicy, VOUCHER_PAYLOAD_TYPE, Voucher,
+    Admission, Envelope, ImageEntry, KEY_ORDER_PAYLOAD_TYPE, KeyOrder, MANIFEST_PAYLOAD_TYPE, Manifest,
+    PackVoucher, Refusal, Role, SealedKey, SecretKey, StatePolicy, Timestamp, VOUCHER_PAYLOAD_TYPE, Voucher,
 };
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -49,13 +49,19 @@ pub fn draft(fabric: &Fabric, plan: Plan) -> Result<Draft, Failure> {
     }
     let issued = chance::now();
     let expires = issued.plus_seconds(plan.expires);
+    // Older than the vouchers: who joins by this pack has a new key anyway.
+    let order = chance::ulid(None)?;
+    let orders = match plan.rotate_keys {
+        true => vec![rotate_keys(fabric, order, issued)?],
+        false => Vec::new(),
+    };
     let mut vouchers = Vec::new();
     for place in plan.nodes.iter().filter(|place| !place.asks()) {
         let one_time_key = chance::key()?;
         let sealed_key = place.key.as_ref().map(|ek| seal(&one_time_key, ek)).transpose()?;
         let voucher = Voucher {
             fabric: fabric.roots.fabric_id().clone(),
-            id: chance::ulid(None)?.to_string(),
+            id: chance::ulid(Some(order))?.to_string(),
             node: place.entry.name.clone(),
             cell: plan.cell.clone(),
             issued,
@@ -100,6 +106,7 @@ pub fn draft(fabric: &Fabric, plan: Plan) -> Result<Draft, Failure> {
         },
         // Dated today, so that whoever applies the pack knows how fresh its knowledge is.
         revocations: fabric.snapshots(issued)?,
+        orders,
         approval: plan.approval,
         requests: plan.requests,
     };
@@ -111,6 +118,18 @@ pub fn draft(fabric: &Fabric, plan: Plan) -> Result<Draft, Failure> {
         joinpack,
         archives,
     })
+}
+
+/// The order to all members to take a new key.
+fn rotate_keys(fabric: &Fabric, id: ulid::Ulid, issued: Timestamp) -> Result<Envelope, Failure> {
+    let order = KeyOrder {
+        fabric: fabric.roots.fabric_id().clone(),
+        id: id.to_string(),
+        issued,
+        nodes: None,
+    };
+    let payload = order.to_payload().map_err(as_input)?;
+    keyring::sign(KEY_ORDER_PAYLOAD_TYPE, &payload, &fabric.keys_of(Role::Operator)?)
 }
 
 /// The one-time key for the TPM with this endorsement key alone.

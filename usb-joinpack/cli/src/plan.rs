@@ -57,6 +57,8 @@ pub struct Plan {
     pub requests: bool,
     /// An empty disk may be taken.
     pub blank_disk: bool,
+    /// Members are to take new keys.
+    pub rotate_keys: bool,
     /// Cell.
     pub cell: String,
     /// Nodes that the cell will have in the end, if more than are in this pack.
@@ -98,6 +100,9 @@ pub struct PlanArgs {
     /// that is for its TPM alone
     #[arg(long, conflicts_with = "news")]
     requests: bool,
+    /// Members that read the stick take a new key; signed with the operator's key
+    #[arg(long)]
+    rotate_keys: bool,
     /// Nodes may take an empty disk for their state
     #[arg(long)]
     blank_disk: bool,
@@ -130,6 +135,8 @@ struct PlanFile {
     requests: bool,
     #[serde(default)]
     blank_disk: bool,
+    #[serde(default)]
+    rotate_keys: bool,
     #[serde(default)]
     peers: Vec<String>,
     nodes: Option<u32>,
@@ -391,6 +398,7 @@ impl PlanArgs {
             approval,
             requests,
             blank_disk: self.blank_disk || file.blank_disk,
+            rotate_keys: self.rotate_keys || file.rotate_keys,
             cell: self.cell.or(file.cell).unwrap_or_else(|| "main".to_owned()),
             roster_size: self.roster_size.or(file.roster_size),
         })

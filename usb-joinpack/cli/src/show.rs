@@ -6,8 +6,8 @@ use crate::failure::Failure;
 use anyhow::Context as _;
 use beemesh_ids::{Digest, FabricId, NodeName, PeerId};
 use beemesh_joinpack_format::{
-    Manifest, NodeEntry, Outcome, Part, PartKind, Receipt, ReceiptMachine, Refusal, RevocationSet,
-    Revocations, Role, RootChain, TimeSource, Timestamp,
+    KeyOrder, KeyOrders, Manifest, NodeEntry, Outcome, Part, PartKind, Receipt, ReceiptMachine, Refusal,
+    RevocationSet, Revocations, Role, RootChain, TimeSource, Timestamp,
 };
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -56,6 +56,8 @@ pub struct PackView {
     pub targeted: usize,
     /// What the pack says is revoked; `None` where it says nothing.
     pub revocations: Option<Revocations>,
+    /// Orders to rotate node keys.
+    pub orders: Vec<KeyOrder>,
     /// Peers.
     pub peers: Vec<String>,
     /// Images.
@@ -110,6 +112,10 @@ impl PackView {
                 .count(),
             revocations: (!manifest.revocations.is_empty())
                 .then(|| RevocationSet::restore(&manifest.revocations, roots).union(&manifest.fabric)),
+            orders: KeyOrders::restore(&manifest.orders, roots)
+                .iter()
+                .cloned()
+                .collect(),
             peers: manifest.peers.clone(),
             images: images
                 .map(|i| ImageView {
@@ -217,6 +223,13 @@ impl PackView {
                 ),
             },
         );
+        for order in &self.orders {
+            let who = match &order.nodes {
+                None => "all nodes".to_owned(),
+                Some(nodes) => format!("{} node(s)", nodes.len()),
+            };
+            line("rotates", format!("the keys of {who}, order {}", order.id));
+        }
         line("blobs", format!("{}, {}", self.blobs, in_words(self.blob_bytes)));
         let nodes = self.nodes.iter().map(|node| {
             let network = node.network.as_ref();
@@ -381,6 +394,7 @@ fn outcome_in_words(receipt: &ReceiptView) -> String {
             PartKind::Place => "place",
             PartKind::Network => "network",
             PartKind::Revocations => "revocations",
+            PartKind::Orders => "orders",
             PartKind::Images => "images",
         };
         match &part.refused {

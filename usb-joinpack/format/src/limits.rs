@@ -4,11 +4,15 @@
 
 /// Length of `joinpack.json` in bytes.
 pub const MANIFEST_LIMIT: usize = 4 * 1024 * 1024;
-/// Length of a membership credential in bytes.
-pub const MEMBERSHIP_LIMIT: usize = 16 * 1024;
-/// Length of a receipt file in bytes.
-pub const RECEIPT_LIMIT: usize = 32 * 1024;
-/// Receipts on one stick, one for each place that a pack can have: with their length 16 MiB. The oldest go first.
+/// Length of a membership credential in bytes: so many rotations of about 900 bytes fit.
+pub const MEMBERSHIP_LIMIT: usize = 40 * 1024;
+/// Rotations in a membership credential: of a key that changes every three months, eight years.
+pub const ROTATIONS: usize = 32;
+/// Key orders in a manifest, and held by a node: each says something that the newer ones do not.
+pub const ORDERS: usize = 32;
+/// Length of a receipt file in bytes: a payload of [`DOCUMENT_LIMIT`] in base64, in which a credential fits.
+pub const RECEIPT_LIMIT: usize = 85 * 1024;
+/// Receipts on one stick, one for each place that a pack can have: with their length 43 MiB. The oldest go first.
 pub const RECEIPTS: usize = 512;
 /// Length of a request file in bytes.
 pub const REQUEST_LIMIT: usize = 64 * 1024;

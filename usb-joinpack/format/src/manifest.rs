@@ -55,6 +55,9 @@ pub struct Manifest {
     /// Revocation snapshots, at most [`limits::SNAPSHOTS`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub revocations: Vec<Envelope>,
+    /// Key orders, at most [`limits::ORDERS`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub orders: Vec<Envelope>,
     /// A machine without a voucher in the pack may ask the peers, and an operator lets it in or not.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub approval: bool,
@@ -169,6 +172,8 @@ struct Wire {
     state: StatePolicy,
     #[serde(default)]
     revocations: Vec<Envelope>,
+    #[serde(default)]
+    orders: Vec<Envelope>,
     #[serde(default)]
     approval: bool,
     #[serde(default)]
@@ -305,6 +310,7 @@ impl Manifest {
             found: wire.found,
             state: wire.state,
             revocations: wire.revocations,
+            orders: wire.orders,
             approval: wire.approval,
             requests: wire.requests,
         };
@@ -328,6 +334,7 @@ impl Manifest {
         bound("images", self.images.len(), limits::IMAGES)?;
         bound("blobs", self.blobs.len(), limits::BLOBS)?;
         bound("revocation snapshots", self.revocations.len(), limits::SNAPSHOTS)?;
+        bound("key orders", self.orders.len(), limits::ORDERS)?;
         check_ulid("serial", &self.serial)?;
         check_label("cell name", &self.cell)?;
         if self.expires <= self.issued {

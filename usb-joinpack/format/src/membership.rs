@@ -1,11 +1,12 @@
 //! Membership: the credential that a node shows to its peers, made of a voucher and its redemption.
 //!
 //! Whether a voucher was redeemed twice is for those to see who hear of both. Invariant: a verified [`Member`] holds the
-//! key of its peer id only by the caller's own check (the handshake); this module binds voucher and peer id together.
+//! key that it has shown only by the caller's own check (the handshake); this module binds voucher, node and keys together.
 
 use crate::validate::{parse_payload, payload};
 use crate::{
-    Admission, Envelope, Refusal, RoleKeys, RootChain, SecretKey, Source, Timestamp, Voucher, limits,
+    Admission, Envelope, NodeKeys, Refusal, RoleKeys, RootChain, Rotation, SecretKey, Source, Timestamp,
+    Voucher, limits,
 };
 use beemesh_ids::{FabricId, NodeName, PeerId};
 use serde::{Deserialize, Serialize};
@@ -48,6 +49,9 @@ pub struct Membership {
     pub voucher: Envelope,
     /// The redemption as the one-time key signed it.
     pub redemption: Envelope,
+    /// The rotations of the node's key since, without a gap, at most [`limits::ROTATIONS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rotations: Vec<Envelope>,
 }
 
 /// What a verified credential says.
@@ -58,8 +62,10 @@ pub struct Member {
     pub fabric: FabricId,
     /// Name of the node.
     pub name: NodeName,
-    /// Peer id of the node.
+    /// Node id: the peer id that redeemed the voucher, whatever key the node has now.
     pub peer_id: PeerId,
+    /// Its keys.
+    pub keys: NodeKeys,
     /// Id of the voucher it redeemed.
     pub voucher_id: String,
     /// When the voucher was made.
@@ -106,12 +112,14 @@ impl Membership {
         Ok(Self {
             voucher: voucher.clone(),
             redemption,
+            rotations: Vec::new(),
         })
     }
 
-    /// Who shows this credential, if the fabric of `roots` signed its voucher and `peer` redeemed it in the voucher's time.
-    /// The voucher's expiry is judged by the time of the redemption, that of the key that signed it by the time of the voucher:
-    /// a member stays one.
+    /// Who shows this credential, if the fabric of `roots` signed its voucher and the node redeemed it in the voucher's time.
+    /// `peer` must be one of the node's keys; whether an older one is still good is for those to judge who remember. The voucher's
+    /// expiry is judged by the time of the redemption, that of the key that signed it by the time of the voucher: a member
+    /// stays one.
     pub fn verify(&self, roots: &RootChain, peer: &PeerId) -> Result<Member, Refusal> {
         self.verify_redemption(Voucher::verify(&self.voucher, roots, Source::Member)?, peer)
     }
@@ -162,20 +170,31 @@ impl Membership {
         if approved && PeerId::from_ed25519(voucher.key.as_bytes()) != redemption.peer_id {
             return Err(Refusal::OtherPeer);
         }
-        if redemption.peer_id != *peer {
-            return Err(Refusal::OtherPeer);
-        }
+        let keys = NodeKeys::first(
+            redemption.peer_id.clone(),
+            voucher.id.clone(),
+            redemption.redeemed,
+        );
+        let keys = keys.walk(&voucher.fabric, &self.rotations, peer)?;
         voucher.check_time(redemption.redeemed)?;
         Ok(Member {
             fabric: voucher.fabric,
             name: voucher.node,
             peer_id: redemption.peer_id,
+            keys,
             voucher_id: voucher.id,
             vouched: voucher.issued,
             cell: voucher.cell,
             assurance: redemption.assurance,
             redeemed: redemption.redeemed,
         })
+    }
+
+    /// Peer id of the key that the last rotation names, whoever signed the rest: for the node itself, to find that key by.
+    /// `None` for a node that has its first key.
+    pub fn rotated_to(&self) -> Option<PeerId> {
+        let last = self.rotations.last()?;
+        Rotation::verify(last).ok().map(|rotation| rotation.to)
     }
 
     /// The credential as it goes over the wire.

@@ -8,8 +8,8 @@ use crate::manifest::{MANIFEST_PAYLOAD_TYPE, Manifest, PackVoucher};
 use crate::refusal::clean;
 use crate::validate::check_escape;
 use crate::{
-    Admission, Deed as _, Envelope, Refusal, RevocationSet, Role, RootChain, Source, Timestamp, Voucher,
-    limits,
+    Admission, Deed as _, Envelope, KeyOrders, Refusal, RevocationSet, Role, RootChain, Source, Timestamp,
+    Voucher, limits,
 };
 use beemesh_ids::{Digest, NodeName};
 use serde::Deserialize;
@@ -30,6 +30,7 @@ pub struct Verified {
     roots: RootChain,
     vouchers: Vec<Voucher>,
     revocations: RevocationSet,
+    orders: KeyOrders,
 }
 
 /// A join pack; `S` tells how far it can be believed.
@@ -117,6 +118,10 @@ impl Pack<Unverified> {
             // Who signed the pack vouches for what it holds, so a key that signed it may have expired since.
             revocations.take(envelope, &roots, Source::Member)?;
         }
+        let mut orders = KeyOrders::default();
+        for envelope in &manifest.orders {
+            orders.take(envelope, &roots, Source::Member)?;
+        }
         let vouchers = verify_vouchers(&manifest, &roots)?;
         Ok(Pack {
             state: Verified {
@@ -124,6 +129,7 @@ impl Pack<Unverified> {
                 roots,
                 vouchers,
                 revocations,
+                orders,
             },
         })
     }
@@ -148,6 +154,11 @@ impl Pack<Verified> {
     /// What the pack says is revoked.
     pub fn revocations(&self) -> &RevocationSet {
         &self.state.revocations
+    }
+
+    /// The key orders that the pack brings.
+    pub fn orders(&self) -> &KeyOrders {
+        &self.state.orders
     }
 
     /// The voucher of a node, as it was signed and as it reads.

@@ -114,6 +114,8 @@ pub enum PartKind {
     Network,
     /// Revocations.
     Revocations,
+    /// Orders to rotate keys.
+    Orders,
     /// Images, whose content was checked and copied.
     Images,
 }

@@ -96,6 +96,7 @@ fn redemption_without_the_one_time_key_is_refused() {
     let mixed = Membership {
         voucher: pack.vouchers[1].envelope.clone(),
         redemption: first.redemption,
+        rotations: Vec::new(),
     };
     assert_eq!(code(mixed.verify(&roots(), &peer("machine"))), "unknown-key");
 }
@@ -117,6 +118,7 @@ fn forged_redemption_time_outside_the_voucher_is_refused() {
     let membership = Membership {
         voucher: voucher.envelope.clone(),
         redemption,
+        rotations: Vec::new(),
     };
     assert_eq!(code(membership.verify(&roots(), &peer("machine"))), "expired");
 }
@@ -334,7 +336,7 @@ fn member_is_believed_by_its_credential_and_by_the_roots_alone() {
 fn receipt_that_would_be_too_long_is_cut_and_keeps_the_key_of_the_machine() {
     let long = signed(|r| {
         r.machine.macs = vec!["52:54:00:00:00:01".into(); 100];
-        r.machine.ek = Some(EndorsementFile::new(b"a key", Some(&[7; 40_000])));
+        r.machine.ek = Some(EndorsementFile::new(b"a key", Some(&[7; 50_000])));
         r.outcome = Outcome::Refused {
             code: "expired".into(),
             message: "\u{1b}long ".repeat(9_000),

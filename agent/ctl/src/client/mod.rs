@@ -14,6 +14,7 @@ pub use transport::Endpoint;
 pub(crate) use transport::check_address;
 
 use crate::context::Operator;
+use beemesh_agent_api::keys::KeysView;
 use beemesh_agent_api::network::{NetworkView, TimeView};
 use beemesh_agent_api::petition::PetitionView;
 use beemesh_agent_api::revocation::RevocationView;
@@ -172,6 +173,16 @@ impl Client {
             self.read(answer, ERROR_LIMIT, path).await
         })
         .await
+    }
+
+    /// The members' keys, and the orders to rotate them.
+    pub async fn keys(&self) -> Result<KeysView, ClientError> {
+        self.get(path::KEYS).await
+    }
+
+    /// Sends a signed order to rotate keys.
+    pub async fn submit_key_order(&self, envelope: Vec<u8>) -> Result<(), ClientError> {
+        self.post_envelope(path::KEYS, envelope).await
     }
 
     /// The endorsement key of the node's TPM.

@@ -2,6 +2,7 @@
 
 mod change;
 mod container;
+mod keys;
 mod list;
 mod manifest;
 mod network;
@@ -54,6 +55,18 @@ pub async fn run(line: Bmctl) -> Result<u8, Failure> {
         Command::Keys {
             command: KeysCommand::Roots { command },
         } => roots::run(&session, command).await?,
+        Command::Keys {
+            command: KeysCommand::Status,
+        } => keys::status(&session).await?,
+        Command::Keys {
+            command:
+                KeysCommand::Rotate {
+                    nodes,
+                    all: _,
+                    wait,
+                    dry_run,
+                },
+        } => keys::rotate(&session, &nodes, keys::How { wait, dry_run }).await?,
         Command::Revocations => revocation::show(&session).await?,
         Command::Revoke {
             targets,

@@ -4,6 +4,7 @@
 mod changes;
 mod containers;
 mod failures;
+mod keys;
 mod lists;
 mod network;
 mod node;

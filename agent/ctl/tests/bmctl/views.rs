@@ -9,6 +9,8 @@ pub fn nodes() -> Vec<NodeView> {
     let node = |name: &str, seed, status, assurance, joined_after_ms| NodeView {
         name: name.parse().unwrap(),
         peer_id: PeerId::from_ed25519(&[seed; 32]),
+        key: PeerId::from_ed25519(&[seed + 100; 32]),
+        generation: 1,
         status,
         assurance,
         addresses: vec![format!("192.168.1.2{seed}:7443"), "fe80::1".into()],

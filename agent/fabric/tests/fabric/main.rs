@@ -1,6 +1,7 @@
 //! The fabric on loopback: who gets in, what arrives, who is missed.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod change_key;
 mod node;
 mod raw;
 

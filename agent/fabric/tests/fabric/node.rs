@@ -1,7 +1,9 @@
 //! Nodes for the tests: started on 127.0.0.1, with one expectation per event.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
-use beemesh_agent_fabric::{Admission, Denial, Fabric, FabricConfig, FabricEvent, FabricStream};
+use beemesh_agent_fabric::{
+    Admission, Admitted, Credentials, Denial, Fabric, FabricConfig, FabricEvent, FabricStream,
+};
 use beemesh_ids::PeerId;
 use std::{
     collections::HashSet,
@@ -20,17 +22,19 @@ use tokio::{
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A credential is the word "member" and the peer's id.
+/// A credential is the word "member" and the peer's id; or "rotated", the node id, the generation and the peer's id.
 #[derive(Default)]
 struct Members {
     all: bool,
+    /// Keys that do not count any more.
+    superseded: Mutex<HashSet<PeerId>>,
     banned: Mutex<HashSet<PeerId>>,
     /// Whom somebody else came before, and that one's credential.
     rival: Mutex<Option<(PeerId, Vec<u8>)>>,
 }
 
 impl Admission for Members {
-    fn admit(&self, peer: &PeerId, credential: &[u8]) -> Result<(), Denial> {
+    fn admit(&self, peer: &PeerId, credential: &[u8]) -> Result<Admitted, Denial> {
         if let Some((second, rival)) = &*self.rival.lock().unwrap()
             && second == peer
         {
@@ -42,10 +46,24 @@ impl Admission for Members {
         if self.banned.lock().unwrap().contains(peer) {
             return Err(format!("`{peer}` is banned").into());
         }
+        let text = String::from_utf8_lossy(credential);
+        let words: Vec<_> = text.split(' ').collect();
+        if let ["rotated", node, generation, key] = words[..]
+            && key == peer.as_str()
+        {
+            return Ok(Admitted {
+                node: node.parse().unwrap(),
+                generation: generation.parse().unwrap(),
+            });
+        }
         match self.all || credential == format!("member {peer}").as_bytes() {
-            true => Ok(()),
+            true => Ok(Admitted::by_first_key(peer)),
             false => Err(format!("not a member: `{peer}`").into()),
         }
+    }
+
+    fn still_admits(&self, _: &PeerId, peer: &PeerId) -> bool {
+        !self.superseded.lock().unwrap().contains(peer)
     }
 
     fn petition(&self, peer: &PeerId, source: IpAddr, petition: &[u8]) -> Vec<u8> {
@@ -57,6 +75,15 @@ pub fn member(seed: u8) -> Vec<u8> {
     format!("member {}", peer_of(seed)).into_bytes()
 }
 
+/// What the node of key `first` shows with the key `seed`.
+pub fn rotated(first: u8, generation: u32, seed: u8) -> Credentials {
+    Credentials {
+        secret: [seed; 32],
+        generation,
+        credential: format!("rotated {} {generation} {}", peer_of(first), peer_of(seed)).into_bytes(),
+    }
+}
+
 pub fn peer_of(seed: u8) -> PeerId {
     let key = libp2p::identity::Keypair::ed25519_from_bytes([seed; 32]).unwrap();
     key.public().to_peer_id().to_base58().parse().unwrap()
@@ -64,8 +91,12 @@ pub fn peer_of(seed: u8) -> PeerId {
 
 pub fn config(seed: u8, credential: Vec<u8>) -> FabricConfig {
     FabricConfig {
-        secret: [seed; 32],
-        credential,
+        credentials: Credentials {
+            secret: [seed; 32],
+            generation: 0,
+            credential,
+        },
+        node: None,
         admission: Arc::new(Members::default()),
         listen_port: 0,
         bootstrap: vec![],
@@ -117,8 +148,12 @@ impl Node {
                 tcp.local_addr().unwrap().port()
             };
             let config = FabricConfig {
-                secret: config.secret,
-                credential: config.credential.clone(),
+                credentials: Credentials {
+                    secret: config.credentials.secret,
+                    generation: config.credentials.generation,
+                    credential: config.credentials.credential.clone(),
+                },
+                node: config.node.clone(),
                 admission: config.admission.clone(),
                 listen_port: port,
                 bootstrap: config.bootstrap.clone(),
@@ -156,6 +191,19 @@ impl Node {
 
     pub fn ban(&self, peer: &PeerId) {
         self.members.banned.lock().unwrap().insert(peer.clone());
+    }
+
+    /// The key of `seed` does not count any more.
+    pub fn supersede(&self, seed: u8) {
+        self.members.superseded.lock().unwrap().insert(peer_of(seed));
+    }
+
+    /// The next event must be word of so many members that are left to an older key.
+    pub async fn left(&mut self) -> usize {
+        match self.event("word of who is left").await {
+            FabricEvent::Left { members } => members,
+            event => panic!("expected word of who is left, got {event:?}"),
+        }
     }
 
     /// Refuses `peer` because of somebody who showed `rival`.

@@ -24,6 +24,10 @@ impl Driver {
             Query::Lengthen { documents, reply } => {
                 let _ = reply.send(self.take_roots(&documents));
             }
+            Query::Keys(reply) => drop(reply.send(self.keys())),
+            Query::OrderKeys { envelope, reply } => {
+                let _ = reply.send(self.take_order(&envelope));
+            }
             Query::Petitions(reply) => drop(reply.send(self.petitions.view())),
             Query::Decide { envelope, reply } => {
                 let _ = reply.send(self.decide(&envelope));

@@ -123,9 +123,10 @@ impl Driver {
         let (name, voucher) = (member.name.clone(), member.voucher_id.clone());
         let object = format!("node/{name}");
         let floor = clock::Floor(self.part.floors.floor());
-        let (assurance, now) = (self.part.key.assurance(), clock::system_now());
+        let key = self.part.key.now();
+        let (assurance, now) = (key.assurance(), clock::system_now());
         let next = next_voucher(&self.joined, assurance, floor, now);
-        let next = next.and_then(|document| Joined::check(document, &member.peer_id).ok());
+        let next = next.and_then(|document| Joined::check(document, &key.peer_id()).ok());
         let Some(next) = next else {
             if !std::mem::replace(&mut self.quarantined, true) {
                 let message = format!(

@@ -18,7 +18,7 @@ impl Driver {
         let news = self.lengthen(documents).map_err(|error| {
             let status = match &error {
                 KeepError::Refused(_) => StatusCode::FORBIDDEN,
-                KeepError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
+                KeepError::Store(_) | KeepError::Missing => StatusCode::INTERNAL_SERVER_ERROR,
             };
             Refused::new(status, crate::words(&error))
         })?;

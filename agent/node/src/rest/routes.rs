@@ -163,6 +163,16 @@ async fn route(request: Request<Incoming>, access: Access, context: Context) -> 
             };
             Ok(json(StatusCode::OK, &taken))
         }
+        (&Method::GET, path::KEYS) => {
+            context.site()?;
+            Ok(json(StatusCode::OK, &ask(&context.queries, Query::Keys).await?))
+        }
+        (&Method::POST, path::KEYS) => {
+            context.site()?;
+            let envelope = body(request).await?;
+            ask(&context.queries, |reply| Query::OrderKeys { envelope, reply }).await??;
+            Ok(json(StatusCode::ACCEPTED, &serde_json::json!({"accepted": true})))
+        }
         (&Method::GET, path::PETITIONS) => {
             context.site()?;
             Ok(json(

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
 /// Connections served at once, per way in.
@@ -107,8 +107,12 @@ pub async fn serve_unix(listener: UnixListener, context: Context, pulse: Pulse) 
     }
 }
 
-/// Serves mutual TLS.
-pub async fn serve_tls(listener: TcpListener, acceptor: TlsAcceptor, context: Context) -> Result<()> {
+/// Serves mutual TLS, each connection by the newest `acceptor`.
+pub async fn serve_tls(
+    listener: TcpListener,
+    acceptor: watch::Receiver<TlsAcceptor>,
+    context: Context,
+) -> Result<()> {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let place = Arc::clone(&places).acquire_owned().await?;
@@ -116,7 +120,7 @@ pub async fn serve_tls(listener: TcpListener, acceptor: TlsAcceptor, context: Co
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let (acceptor, context) = (acceptor.clone(), context.clone());
+        let (acceptor, context) = (acceptor.borrow().clone(), context.clone());
         tokio::spawn(async move {
             let _place = place;
             match tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await {

@@ -18,7 +18,8 @@ impl Sticks {
         parts: Vec<Part>,
     ) {
         let mount = self.options.run_path(path::STICK);
-        let secret = self.key.secret_key();
+        let key = self.key.now();
+        let secret = key.secret_key();
         let written = tokio::task::block_in_place(|| {
             let receipt = self.receipt(serial, pack, outcome, parts);
             stick::write_receipt(&mount, &receipt, Some(secret))
@@ -55,7 +56,8 @@ impl Sticks {
         outcome: Outcome,
         parts: Vec<Part>,
     ) -> Receipt {
-        let joined = self.joined.as_ref();
+        let kept = self.as_it_stands();
+        let joined = kept.as_ref();
         let member = joined.map(|joined| &joined.member);
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let status = std::fs::read(self.options.run_path(path::TIME_STATUS)).ok();
@@ -63,7 +65,7 @@ impl Sticks {
         let system = clock::system_now();
         Receipt {
             node: member.map(|member| member.name.clone()),
-            peer_id: Some(self.key.peer_id()),
+            peer_id: Some(self.key.now().peer_id()),
             fabric: member.map(|member| member.fabric.clone()),
             membership: joined.map(|joined| joined.document.membership.clone()),
             machine: ReceiptMachine {

@@ -84,6 +84,7 @@ pub fn cases() -> Vec<Case> {
     places::approvals(&mut book);
     places::revocations(&mut book);
     requests::requests(&mut book);
+    places::orders(&mut book);
     book.0
 }
 

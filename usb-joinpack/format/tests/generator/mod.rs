@@ -7,9 +7,9 @@
 use beemesh_ids::{Digest, FabricId, NodeName, PeerId};
 use beemesh_usb_joinpack_format as format;
 use format::{
-    Admission, EndorsementFile, Envelope, ImageEntry, MANIFEST_LIMIT, MANIFEST_PAYLOAD_TYPE, Manifest,
-    NodeEntry, NodeNetwork, PackVoucher, ReceiptMachine, Request, Revocations, Role, RoleSpec, Root,
-    RootChain, SealedKey, SecretKey, StatePolicy, Timestamp, VOUCHER_PAYLOAD_TYPE, Voucher,
+    Admission, EndorsementFile, Envelope, ImageEntry, KeyOrder, MANIFEST_LIMIT, MANIFEST_PAYLOAD_TYPE,
+    Manifest, NodeEntry, NodeNetwork, PackVoucher, ReceiptMachine, Request, Revocations, Role, RoleSpec,
+    Root, RootChain, SealedKey, SecretKey, StatePolicy, Timestamp, VOUCHER_PAYLOAD_TYPE, Voucher,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -196,6 +196,21 @@ pub fn sign_snapshot(snapshot: &Revocations, names: &[&str]) -> Envelope {
     snapshot.sign(&keys.iter().collect::<Vec<_>>()).unwrap()
 }
 
+/// An order to rotate the keys of two nodes.
+pub fn key_order(fabric: &FabricId, id: &str) -> KeyOrder {
+    KeyOrder {
+        fabric: fabric.clone(),
+        id: id.to_owned(),
+        issued: time(ISSUED),
+        nodes: Some(BTreeSet::from([1, 2].map(|n| PeerId::from_ed25519(&[n; 32])))),
+    }
+}
+
+pub fn sign_order(order: &KeyOrder, names: &[&str]) -> Envelope {
+    let keys: Vec<_> = names.iter().map(|name| key(name)).collect();
+    order.sign(&keys.iter().collect::<Vec<_>>()).unwrap()
+}
+
 /// A pack of fabric `shop` for two nodes with one image.
 pub fn draft(fabric: &str, enrolment: u32) -> Draft {
     let roots = vec![sign_root(
@@ -254,6 +269,7 @@ pub fn draft(fabric: &str, enrolment: u32) -> Draft {
         found: true,
         state: StatePolicy { blank_disk: true },
         revocations: Vec::new(),
+        orders: Vec::new(),
         approval: false,
         requests: false,
     };

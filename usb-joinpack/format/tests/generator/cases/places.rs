@@ -1,5 +1,5 @@
 //! The vectors of places that are tied to a machine, of places for one TPM, of packs by which machines may ask, and of
-//! revocations.
+//! revocations and key orders.
 
 use super::*;
 
@@ -334,4 +334,95 @@ pub(super) fn revocations(book: &mut Book) {
         "too-large",
         with(signed(&padded)),
     );
+}
+
+pub(super) fn orders(book: &mut Book) {
+    let good = draft("shop", 1);
+    let fabric = good.manifest.fabric.clone();
+    let with = |envelopes: Vec<Envelope>| {
+        let mut draft = good.clone();
+        draft.manifest.orders = envelopes;
+        draft
+    };
+    let mut add = |name, about, expect, draft: Draft| {
+        book.add(name, about, expect, &draft, draft.joinpack());
+    };
+    let id = |n: usize| format!("01KDVKFD0000000000000{n:05}");
+    let named = key_order(&fabric, &id(1));
+    let mut all = key_order(&fabric, &id(2));
+    all.nodes = None;
+    add(
+        "good-with-key-orders",
+        "two nodes, and then all, are to rotate their keys",
+        "accepted",
+        with(vec![
+            sign_order(&named, &["operator"]),
+            sign_order(&all, &["operator"]),
+        ]),
+    );
+    add(
+        "key-order-by-enrolment",
+        "an enrolment key signed the key order",
+        "unknown-key",
+        with(vec![sign_order(&named, &["enrolment-1"])]),
+    );
+    add(
+        "key-order-unsigned",
+        "nobody signed the key order",
+        "threshold-not-met",
+        with(vec![sign_order(&named, &[])]),
+    );
+    let foreign = key_order(&draft("warehouse", 1).manifest.fabric, &id(1));
+    add(
+        "key-order-of-other-fabric",
+        "the key order is another fabric's",
+        "other-fabric",
+        with(vec![sign_order(&foreign, &["operator"])]),
+    );
+    let crowd = |n: usize| {
+        let mut order = key_order(&fabric, &id(n));
+        let key = *Digest::of(&n.to_be_bytes()).as_bytes();
+        order.nodes = Some(std::collections::BTreeSet::from([PeerId::from_ed25519(&key)]));
+        sign_order(&order, &["operator"])
+    };
+    add(
+        "too-many-key-orders",
+        "33 key orders",
+        "limit-exceeded",
+        with((0..=format::limits::ORDERS).map(crowd).collect()),
+    );
+    let text = serde_json::to_string(&named).unwrap();
+    let operator = key("operator");
+    let signed = |text: &str| {
+        vec![Envelope::sign(
+            format::KEY_ORDER_PAYLOAD_TYPE,
+            text.as_bytes(),
+            &[&operator],
+        )]
+    };
+    let nodes: Vec<_> = named.nodes.iter().flatten().collect();
+    let ids = format!("\"{}\",\"{}\"", nodes[0], nodes[1]);
+    for (name, about, expect, bent) in [
+        (
+            "key-order-for-nobody",
+            "the key order has an empty list of nodes",
+            "malformed",
+            text.replacen(&ids, "", 1),
+        ),
+        (
+            "key-order-out-of-order",
+            "the nodes of the key order do not ascend",
+            "malformed",
+            text.replacen(&ids, &format!("\"{}\",\"{}\"", nodes[1], nodes[0]), 1),
+        ),
+        (
+            "key-order-with-bad-id",
+            "the id of the key order is no ULID",
+            "malformed",
+            text.replacen(&id(1), "first", 1),
+        ),
+    ] {
+        assert_ne!(bent, text, "{name}");
+        add(name, about, expect, with(signed(&bent)));
+    }
 }

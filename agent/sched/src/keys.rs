@@ -1,0 +1,272 @@
+//! Newer keys of members, and the orders for them, on their way through the cell.
+//!
+//! It verifies nothing and knows no signature: credentials and orders are bytes, and the driver says what they mean. A member
+//! is known by its node id, which a new key does not change: nothing that is placed, granted or voted on is touched.
+//! Invariant: a credential is replaced only by one of a later key; each list is bounded.
+
+use crate::cell::Cell;
+use crate::gossip::FAN_OUT;
+use crate::model::{Command, OrderNews};
+use crate::sync::MAX_LIST;
+use crate::wire::Message;
+use beemesh_ids::PeerId;
+use beemesh_joinpack_format::{Envelope, KeyOrders};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Orders that are handed on, at most.
+pub const MAX_ORDERS: usize = 32;
+/// Longest order, in bytes.
+pub const MAX_ORDER: usize = 96 * 1024;
+
+impl OrderNews {
+    /// What `orders` say.
+    pub fn of(orders: &KeyOrders) -> Self {
+        let digest = orders.digest();
+        // 0 says that nothing is known.
+        let short = digest.as_bytes().first_chunk().copied().unwrap_or_default();
+        Self {
+            digest: match orders.is_empty() {
+                true => 0,
+                false => u64::from_be_bytes(short).max(1),
+            },
+            orders: orders.envelopes().map(Envelope::to_json).collect(),
+        }
+    }
+}
+
+impl Cell {
+    /// A member knows other keys: it hears which ones this node knows.
+    pub(crate) fn on_key_digest(&mut self, from: &PeerId, theirs: u64) {
+        if theirs != self.roster.key_digest() && self.may_exchange(from, "keys") {
+            let keys = self.roster.generations().take(MAX_LIST).collect();
+            self.send(from, Message::Keys(keys));
+        }
+    }
+
+    /// What a member knows of keys: it gets the credentials of later ones, and is asked for those that it has.
+    pub(crate) fn on_keys(&mut self, from: &PeerId, theirs: Vec<(PeerId, u32)>) {
+        let theirs: BTreeMap<PeerId, u32> = theirs.into_iter().take(MAX_LIST).collect();
+        let mine: BTreeMap<PeerId, u32> = self.roster.generations().collect();
+        let later = |of: &BTreeMap<PeerId, u32>, than: &BTreeMap<PeerId, u32>| -> BTreeSet<PeerId> {
+            let later = of
+                .iter()
+                .filter(|(peer, generation)| than.get(*peer).is_none_or(|known| known < *generation));
+            later.map(|(peer, _)| peer.clone()).collect()
+        };
+        let wanted: Vec<PeerId> = later(&theirs, &mine)
+            .into_iter()
+            .filter(|peer| self.roster.generation(peer).is_some())
+            .collect();
+        if !wanted.is_empty() {
+            self.send(from, Message::MembersWanted(wanted));
+        }
+        self.send_members(from, &later(&mine, &theirs));
+    }
+
+    /// The driver knows other orders than before: the others hear them.
+    pub(crate) fn on_orders(&mut self, news: OrderNews) {
+        let is_news = self.order_digest != news.digest;
+        self.order_digest = news.digest;
+        self.orders = news
+            .orders
+            .into_iter()
+            .filter(|bytes| bytes.len() <= MAX_ORDER)
+            .take(MAX_ORDERS)
+            .collect();
+        if is_news {
+            for peer in self.some_connected(FAN_OUT) {
+                self.send_orders(&peer);
+            }
+        }
+    }
+
+    /// A member knows other orders: both tell what they have, and each keeps what still says something.
+    pub(crate) fn on_order_digest(&mut self, from: &PeerId, theirs: u64) {
+        if theirs != self.order_digest && self.may_exchange(from, "orders") {
+            self.send_orders(from);
+            if self.orders.is_empty() {
+                self.send(from, Message::OrdersWanted);
+            }
+        }
+    }
+
+    pub(crate) fn send_orders(&mut self, to: &PeerId) {
+        for envelope in self.orders.clone() {
+            self.send(to, Message::Order(envelope));
+        }
+    }
+
+    pub(crate) fn on_order(&mut self, envelope: Vec<u8>) {
+        if envelope.len() <= MAX_ORDER && !self.orders.contains(&envelope) {
+            self.out.push(Command::VerifyOrder { envelope });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{CellConfig, Event, KeyInfo, MemberInfo, Millis, Persisted, Record, Tuning};
+    use beemesh_agent_api::view::Assurance;
+
+    fn peer(n: u8) -> PeerId {
+        PeerId::from_ed25519(&[n; 32])
+    }
+
+    /// A member after so many rotations; its credential names the generation.
+    fn info(n: u8, generation: u8) -> MemberInfo {
+        MemberInfo {
+            name: format!("node-{n}").parse().unwrap(),
+            assurance: Assurance::Low,
+            voucher_id: format!("voucher-{n}"),
+            redeemed: 1,
+            credential: vec![n, generation],
+            key: KeyInfo {
+                peer: Some(PeerId::from_ed25519(
+                    &[n, generation].repeat(16).try_into().unwrap(),
+                )),
+                generation: u32::from(generation),
+                as_of: String::new(),
+                since: 0,
+            },
+        }
+    }
+
+    /// A cell of these nodes that are all connected to the first.
+    fn cell(me: u8, others: &[u8]) -> Cell {
+        let config = CellConfig {
+            me: peer(me),
+            member: info(me, 0),
+            seed: u64::from(me),
+            tuning: Tuning::default(),
+        };
+        let mut cell = Cell::new(config, Persisted::default(), Millis(0));
+        for n in others {
+            let member = Event::Member {
+                peer: peer(*n),
+                member: info(*n, 0),
+            };
+            cell.step(Millis(1), member);
+            cell.step(Millis(1), Event::Connected { peer: peer(*n) });
+        }
+        cell
+    }
+
+    /// Carries messages between two cells for some seconds; whatever is to be verified is right.
+    fn talk(cells: &mut [Cell; 2], ids: [u8; 2], from_ms: u64) {
+        for tick in 0..40 {
+            let now = Millis(from_ms + tick * 100);
+            let mut due = std::collections::VecDeque::from([(0, Event::Tick), (1, Event::Tick)]);
+            let mut moves = 0;
+            while let Some((at, event)) = due.pop_front() {
+                moves += 1;
+                assert!(moves < 10_000, "they never end");
+                for command in cells[at].step(now, event) {
+                    match command {
+                        Command::Send { to, bytes } if to == peer(ids[1 - at]) => {
+                            let from = peer(ids[at]);
+                            due.push_back((1 - at, Event::Message { from, bytes }));
+                        }
+                        command => due.extend(verify(&command).map(|event| (at, event))),
+                    }
+                }
+            }
+        }
+    }
+
+    fn verify(command: &Command) -> Option<Event> {
+        match command {
+            Command::VerifyMember { peer, credential } => Some(Event::Member {
+                peer: peer.clone(),
+                member: info(credential[0], credential[1]),
+            }),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn newer_key_is_kept_once_and_changes_neither_roster_nor_arbiters() {
+        let mut cell = cell(1, &[2]);
+        let before = (
+            cell.roster.digest(),
+            cell.roster_since,
+            cell.roster.arbiters(7, 5),
+        );
+        let rotated = Event::Member {
+            peer: peer(2),
+            member: info(2, 1),
+        };
+        let kept = |commands: &[Command]| {
+            let record = Command::Persist(Record::Member(peer(2), info(2, 1)));
+            commands.iter().filter(|command| **command == record).count()
+        };
+        assert_eq!(kept(&cell.step(Millis(2), rotated.clone())), 1);
+        assert_eq!(kept(&cell.step(Millis(3), rotated)), 0);
+        let older = Event::Member {
+            peer: peer(2),
+            member: info(2, 0),
+        };
+        cell.step(Millis(4), older);
+        assert_eq!(
+            cell.roster.generation(&peer(2)),
+            Some(1),
+            "an older credential takes nothing back"
+        );
+        assert_eq!(
+            (
+                cell.roster.digest(),
+                cell.roster_since,
+                cell.roster.arbiters(7, 5)
+            ),
+            before
+        );
+        let nodes = cell.nodes();
+        let node = nodes.iter().find(|node| node.peer_id == peer(2)).unwrap();
+        assert_eq!(
+            (node.key.clone(), node.generation),
+            (info(2, 1).key.peer.unwrap(), 1)
+        );
+    }
+
+    #[test]
+    fn member_that_missed_a_rotation_gets_the_credential_from_another() {
+        let mut cells = [cell(1, &[2, 3]), cell(2, &[1, 3])];
+        let rotated = Event::Member {
+            peer: peer(3),
+            member: info(3, 2),
+        };
+        cells[0].step(Millis(5), rotated);
+        talk(&mut cells, [1, 2], 1_000);
+        assert_eq!(cells[1].roster.generation(&peer(3)), Some(2));
+        assert_eq!(cells[0].roster.key_digest(), cells[1].roster.key_digest());
+    }
+
+    #[test]
+    fn order_goes_to_all_members_and_an_order_that_is_known_is_not_verified_again() {
+        let mut cell = cell(1, &[2, 3]);
+        let news = OrderNews {
+            digest: 7,
+            orders: vec![b"order".to_vec()],
+        };
+        let commands = cell.step(Millis(5), Event::Orders(news.clone()));
+        let order = Message::Order(b"order".to_vec()).encode().unwrap();
+        let sent = |commands: &[Command]| {
+            commands
+                .iter()
+                .filter(|command| matches!(command, Command::Send { bytes, .. } if *bytes == order))
+                .count()
+        };
+        assert_eq!(sent(&commands), 2);
+        assert_eq!(sent(&cell.step(Millis(6), Event::Orders(news))), 0, "no news");
+        let heard = |cell: &mut Cell, bytes: &[u8]| {
+            let bytes = Message::Order(bytes.to_vec()).encode().unwrap();
+            let commands = cell.step(Millis(7), Event::Message { from: peer(2), bytes });
+            commands
+                .iter()
+                .any(|command| matches!(command, Command::VerifyOrder { .. }))
+        };
+        assert!(!heard(&mut cell, b"order"));
+        assert!(heard(&mut cell, b"another"));
+        assert!(!heard(&mut cell, &vec![0; MAX_ORDER + 1]));
+    }
+}
