@@ -12,10 +12,10 @@ use crate::plan::Plan;
 use anyhow::{Context as _, anyhow};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use beemesh_firmware_credential::EndorsementKey;
-use beemesh_ids::{Digest, DigestHasher};
+use beemesh_ids::{Digest, DigestHasher, NodeName};
 use beemesh_joinpack_format::{
     Admission, ImageEntry, MANIFEST_PAYLOAD_TYPE, Manifest, PackVoucher, Refusal, SealedKey, SecretKey,
-    StatePolicy, VOUCHER_PAYLOAD_TYPE, Voucher,
+    StatePolicy, Timestamp, VOUCHER_PAYLOAD_TYPE, Voucher,
 };
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -51,32 +51,8 @@ pub fn draft(fabric: &Fabric, plan: Plan) -> Result<Draft, Failure> {
     let expires = issued.plus_seconds(plan.expires);
     let mut vouchers = Vec::new();
     for place in plan.nodes.iter().filter(|place| !place.asks()) {
-        let one_time_key = chance::key()?;
-        let sealed_key = place.key.as_ref().map(|ek| seal(&one_time_key, ek)).transpose()?;
-        let voucher = Voucher {
-            fabric: fabric.roots.fabric_id().clone(),
-            id: chance::ulid(None)?.to_string(),
-            node: place.entry.name.clone(),
-            cell: plan.cell.clone(),
-            issued,
-            expires,
-            key: one_time_key.public(),
-            admission: match &sealed_key {
-                Some(_) => Admission::Targeted,
-                None => Admission::Policy,
-            },
-            ek: sealed_key.as_ref().map(|sealed| sealed.ek),
-        };
-        vouchers.push(PackVoucher {
-            envelope: keyring::sign(
-                VOUCHER_PAYLOAD_TYPE,
-                &voucher.to_payload().map_err(as_input)?,
-                &fabric.enrolment,
-            )?,
-            // In the clear or sealed, never both.
-            one_time_key: sealed_key.is_none().then_some(one_time_key),
-            sealed_key,
-        });
+        let (node, key) = (&place.entry.name, place.key.as_ref());
+        vouchers.push(voucher(fabric, &plan.cell, node, key, (issued, expires))?);
     }
     let manifest = Manifest {
         format: 1,
@@ -103,13 +79,52 @@ pub fn draft(fabric: &Fabric, plan: Plan) -> Result<Draft, Failure> {
         approval: plan.approval,
         requests: plan.requests,
     };
-    let payload = manifest.to_payload().map_err(as_input)?;
-    let signed = keyring::sign(MANIFEST_PAYLOAD_TYPE, &payload, &fabric.enrolment)?;
-    let joinpack = Manifest::check_length(signed).map_err(as_input)?.to_json();
+    let joinpack = sign(fabric, &manifest)?;
     Ok(Draft {
         manifest,
         joinpack,
         archives,
+    })
+}
+
+/// `joinpack.json`: the manifest, signed by the fabric's enrolment keys.
+pub fn sign(fabric: &Fabric, manifest: &Manifest) -> Result<Vec<u8>, Failure> {
+    let payload = manifest.to_payload().map_err(as_input)?;
+    let signed = keyring::sign(MANIFEST_PAYLOAD_TYPE, &payload, &fabric.enrolment)?;
+    Ok(Manifest::check_length(signed).map_err(as_input)?.to_json())
+}
+
+/// A voucher for `node` of `cell`, from and until `valid`; its one-time key in the clear, or only for the TPM with the
+/// endorsement key `ek`.
+pub fn voucher(
+    fabric: &Fabric,
+    cell: &str,
+    node: &NodeName,
+    ek: Option<&EndorsementKey>,
+    valid: (Timestamp, Timestamp),
+) -> Result<PackVoucher, Failure> {
+    let one_time_key = chance::key()?;
+    let sealed_key = ek.map(|ek| seal(&one_time_key, ek)).transpose()?;
+    let voucher = Voucher {
+        fabric: fabric.roots.fabric_id().clone(),
+        id: chance::ulid(None)?.to_string(),
+        node: node.clone(),
+        cell: cell.to_owned(),
+        issued: valid.0,
+        expires: valid.1,
+        key: one_time_key.public(),
+        admission: match &sealed_key {
+            Some(_) => Admission::Targeted,
+            None => Admission::Policy,
+        },
+        ek: sealed_key.as_ref().map(|sealed| sealed.ek),
+    };
+    let payload = voucher.to_payload().map_err(as_input)?;
+    Ok(PackVoucher {
+        envelope: keyring::sign(VOUCHER_PAYLOAD_TYPE, &payload, &fabric.enrolment)?,
+        // In the clear or sealed, never both.
+        one_time_key: sealed_key.is_none().then_some(one_time_key),
+        sealed_key,
     })
 }
 
@@ -125,7 +140,7 @@ fn seal(key: &SecretKey, ek: &EndorsementKey) -> Result<SealedKey, Failure> {
 }
 
 /// What the format refuses here, the operator asked for.
-fn as_input(refusal: Refusal) -> Failure {
+pub fn as_input(refusal: Refusal) -> Failure {
     Failure::Invalid(anyhow!("the pack cannot be made: {refusal}"))
 }
 
