@@ -459,8 +459,16 @@ mod tests {
             fs::write(folder.join(format!("copy-{n:03}.json")), of(1, SERIAL).1).unwrap();
         }
         assert_eq!(put(2, SERIAL).unwrap_err().kind(), io::ErrorKind::StorageFull);
-        assert_eq!(put(1, SERIAL).unwrap(), first, "one that is replaced takes no place");
-        fs::write(folder.join("copy-001.json"), of(3, "01KDVKFC00000000000000000A").1).unwrap();
+        assert_eq!(
+            put(1, SERIAL).unwrap(),
+            first,
+            "one that is replaced takes no place"
+        );
+        fs::write(
+            folder.join("copy-001.json"),
+            of(3, "01KDVKFC00000000000000000A").1,
+        )
+        .unwrap();
         let second = put(2, SERIAL).unwrap();
         assert!(stick.path().join(second).exists() && !folder.join("copy-001.json").exists());
         assert_eq!(fs::read_dir(&folder).unwrap().count(), limits::REQUESTS);

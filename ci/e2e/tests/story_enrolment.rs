@@ -130,7 +130,13 @@ fn copied_stick_lets_one_box_in_answered_stick_helps_no_other_and_revoked_box_st
     }
     let (first, second) = who_keeps_the_place(&site);
     assert_eq!(site.wait_members(first, 1, REACTION).unwrap().len(), 1);
-    answered_stick_is_refused_elsewhere_and_brings_in_its_own(&mut site, first, second, &sticks[second], &maker);
+    answered_stick_is_refused_elsewhere_and_brings_in_its_own(
+        &mut site,
+        first,
+        second,
+        &sticks[second],
+        &maker,
+    );
     revoked_box_is_cut_off_and_stays_out(&site, first, second);
     assert_eq!(site.switch.frames_outside(prefix()), 0, "frames left the site");
 }
@@ -176,12 +182,24 @@ fn answered_stick_is_refused_elsewhere_and_brings_in_its_own(
     let elsewhere = visits.iter().find(|view| view["code"] == "other-box").unwrap();
     assert_eq!(elsewhere["node"], "node-1");
     assert_ne!(elsewhere["machine"]["ek"]["ek"], ek);
-    assert_eq!((&of("applied")["node"], &of("applied")["machine"]["ek"]["ek"]), (&"till".into(), &ek));
-    assert!(visits.iter().any(|view| view["code"] == "waits-for-answer"), "{visits:?}");
+    assert_eq!(
+        (&of("applied")["node"], &of("applied")["machine"]["ek"]["ek"]),
+        (&"till".into(), &ek)
+    );
+    assert!(
+        visits.iter().any(|view| view["code"] == "waits-for-answer"),
+        "{visits:?}"
+    );
 }
 
 /// The first trip, and what the operator does at home.
-fn asks_by_the_stick_and_is_answered(site: &mut Site, index: usize, stick: &Path, ek: &Value, maker: &TpmMaker) {
+fn asks_by_the_stick_and_is_answered(
+    site: &mut Site,
+    index: usize,
+    stick: &Path,
+    ek: &Value,
+    maker: &TpmMaker,
+) {
     let machine = &mut site.nodes[index].machine;
     let mark = machine.console().mark();
     machine.plug(Stick::data("copy", stick)).unwrap();
@@ -189,17 +207,29 @@ fn asks_by_the_stick_and_is_answered(site: &mut Site, index: usize, stick: &Path
     machine.console().wait_for_after(mark, words, REACTION).unwrap();
     machine.unplug("copy").unwrap();
     let files = StickImage::open(stick).unwrap().files().unwrap();
-    let request = files.iter().find_map(|name| name.strip_prefix("requests/")).unwrap();
+    let request = files
+        .iter()
+        .find_map(|name| name.strip_prefix("requests/"))
+        .unwrap();
     let name = format!("{}=till", request.strip_suffix(".json").unwrap());
-    let (stick, fabric, roots) = (text(stick), text(&site.folder.join("fabric")), text(&maker.roots()));
-    let line = ["answer", "--to", &stick, "--fabric", &fabric, "--name", &name, "-o", "json"];
+    let (stick, fabric, roots) = (
+        text(stick),
+        text(&site.folder.join("fabric")),
+        text(&maker.roots()),
+    );
+    let line = [
+        "answer", "--to", &stick, "--fabric", &fabric, "--name", &name, "-o", "json",
+    ];
     // Nobody vouches for it, as far as this operator knows.
     let output = site.binaries.run_joinpack(line).unwrap();
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     let answered = joinpack(site, &[&line[..], &["--vendor-roots", &roots]].concat());
     let view: Value = serde_json::from_str(&answered).unwrap();
     let answer = &view["answers"][0];
-    assert_eq!((&answer["node"], &answer["machine"]["ek"]["ek"]), (&"till".into(), ek));
+    assert_eq!(
+        (&answer["node"], &answer["machine"]["ek"]["ek"]),
+        (&"till".into(), ek)
+    );
     assert_eq!(answer["maker"], "CN=swtpm-localca-rootca");
     assert!(says(site, index, answer["code"].as_str().unwrap()), "{answer}");
 }

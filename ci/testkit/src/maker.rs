@@ -32,7 +32,8 @@ impl TpmMaker {
     /// When the folder cannot be made.
     pub fn new(folder: &Path) -> Result<Self> {
         let folder = tpm::absolute(folder)?;
-        fs::create_dir_all(folder.join("roots")).with_context(|| format!("failed to make `{}`", folder.display()))?;
+        fs::create_dir_all(folder.join("roots"))
+            .with_context(|| format!("failed to make `{}`", folder.display()))?;
         let at = folder.display();
         let config = format!(
             "statedir = {at}\nsigningkey = {at}/signkey.pem\nissuercert = {at}/issuercert.pem\ncertserial = {at}/certserial\n"
@@ -65,12 +66,28 @@ impl TpmMaker {
         let place = |name: &str| work.path().join(name).display().to_string();
         let (_running, tcti) = serve(&state, &work.path().join("swtpm.log"))?;
         let tool = |line: &[&str]| run(line[0], &[&line[1..], &["-T", &tcti]].concat());
-        tool(&["tpm2_createek", "-G", "ecc", "-c", &place("ek.ctx"), "-u", &place("ek.pub")])?;
+        tool(&[
+            "tpm2_createek",
+            "-G",
+            "ecc",
+            "-c",
+            &place("ek.ctx"),
+            "-u",
+            &place("ek.pub"),
+        ])?;
         let (x, y) = point(&fs::read(place("ek.pub"))?).context("the endorsement key is not one of P-256")?;
         self.certify(&x, &y, work.path())?;
         run(
             "openssl",
-            &["x509", "-in", &self.file("issuercert.pem"), "-outform", "der", "-out", &place("above")],
+            &[
+                "x509",
+                "-in",
+                &self.file("issuercert.pem"),
+                "-outform",
+                "der",
+                "-out",
+                &place("above"),
+            ],
         )?;
         for (index, name) in [(CERTIFICATE, "ek.cert"), (ABOVE, "above")] {
             let size = fs::metadata(place(name))?.len().to_string();
@@ -90,7 +107,16 @@ impl TpmMaker {
         let line = "--type ek --tpm2 --tpm-spec-family 2.0 --tpm-spec-level 0 --tpm-spec-revision 164 \
                     --tpm-manufacturer id:00001014 --tpm-model swtpm --tpm-version id:20191023";
         let mut arguments: Vec<&str> = line.split_whitespace().collect();
-        arguments.extend(["--ek", &key, "--dir", &into, "--configfile", &config, "--optsfile", &options]);
+        arguments.extend([
+            "--ek",
+            &key,
+            "--dir",
+            &into,
+            "--configfile",
+            &config,
+            "--optsfile",
+            &options,
+        ]);
         run("swtpm_localca", &arguments)
     }
 
@@ -176,13 +202,25 @@ mod tests {
             let (_running, tcti) = serve(&state, &dir.path().join("log")).unwrap();
             let place = |file: &str| dir.path().join(format!("{name}-{file}")).display().to_string();
             for (index, file) in [(CERTIFICATE, "ek"), (ABOVE, "above")] {
-                run("tpm2_nvread", &[index, "-C", index, "-o", &place(file), "-T", &tcti]).unwrap();
+                run(
+                    "tpm2_nvread",
+                    &[index, "-C", index, "-o", &place(file), "-T", &tcti],
+                )
+                .unwrap();
                 let pem = format!("{}.pem", place(file));
-                run("openssl", &["x509", "-inform", "der", "-in", &place(file), "-out", &pem]).unwrap();
+                run(
+                    "openssl",
+                    &["x509", "-inform", "der", "-in", &place(file), "-out", &pem],
+                )
+                .unwrap();
             }
             let root = maker.roots().join("root.pem").display().to_string();
             let (above, ek) = (format!("{}.pem", place("above")), format!("{}.pem", place("ek")));
-            run("openssl", &["verify", "-CAfile", &root, "-untrusted", &above, &ek]).unwrap();
+            run(
+                "openssl",
+                &["verify", "-CAfile", &root, "-untrusted", &above, &ek],
+            )
+            .unwrap();
             keys.push(fs::read(place("ek")).unwrap());
         }
         assert_ne!(keys[0], keys[1]);

@@ -17,9 +17,7 @@ use crate::write::Target;
 use anyhow::anyhow;
 use beemesh_firmware_credential::EndorsementKey;
 use beemesh_ids::NodeName;
-use beemesh_joinpack_format::{
-    Manifest, NodeEntry, Pack, Refusal, Request, Timestamp, Verified, limits,
-};
+use beemesh_joinpack_format::{Manifest, NodeEntry, Pack, Refusal, Request, Timestamp, Verified, limits};
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -102,7 +100,10 @@ pub fn answer(arguments: AnswerArgs) -> Result<(), Failure> {
     let target = Target::resolve(&arguments.to)?;
     let media = Media::open(&arguments.to)?;
     // An answer may come late: that the pack it follows has expired is of no matter.
-    let pack = media.pack()?.1.verify(Some(&fabric.roots), Timestamp::EPOCH, None)?;
+    let pack = media
+        .pack()?
+        .1
+        .verify(Some(&fabric.roots), Timestamp::EPOCH, None)?;
     pack.check_listing(media.listing()?)?;
     if !pack.manifest().requests {
         invalid!(
@@ -124,7 +125,10 @@ pub fn answer(arguments: AnswerArgs) -> Result<(), Failure> {
         serial: draft.manifest.serial.clone(),
         expires: draft.manifest.expires,
         answers: draft.places.iter().map(|place| place.view(&asking)).collect(),
-        refused: refused.iter().map(|(file, why)| RefusedView::new(file, why)).collect(),
+        refused: refused
+            .iter()
+            .map(|(file, why)| RefusedView::new(file, why))
+            .collect(),
     };
     if stands {
         show::print(arguments.output, &view, AnswersView::in_words)?;
@@ -156,7 +160,8 @@ fn not_answered(refused: &[(String, Why)], arguments: &AnswerArgs) -> Failure {
         Some((file, (code, message))) => Failure::Forbidden(anyhow!(
             "nothing was written: `{file}` is not answered ({code}): {message}{}",
             match (refused.len(), arguments.skip_refused) {
-                (n, false) if n > 1 => format!(" (and {} more; --skip-refused leaves such requests out)", n - 1),
+                (n, false) if n > 1 =>
+                    format!(" (and {} more; --skip-refused leaves such requests out)", n - 1),
                 (_, false) => " (--skip-refused leaves such requests out)".to_owned(),
                 (_, true) => String::new(),
             }
@@ -179,7 +184,10 @@ fn read_requests(
     let mut names: Vec<_> = media.listing()?.into_iter().filter(is_request).collect();
     names.sort();
     if names.len() > limits::REQUESTS {
-        invalid!("there are more than {} requests: this is not the work of machines", limits::REQUESTS);
+        invalid!(
+            "there are more than {} requests: this is not the work of machines",
+            limits::REQUESTS
+        );
     }
     let now = chance::now();
     for file in names {
@@ -224,7 +232,12 @@ fn judge(
 fn decode(text: &str) -> Result<Vec<u8>, Why> {
     use base64::{Engine as _, engine::general_purpose::STANDARD};
     let decoded = STANDARD.decode(text);
-    decoded.map_err(|error| ("malformed", format!("the TPM's certificate is not base64 ({error})")))
+    decoded.map_err(|error| {
+        (
+            "malformed",
+            format!("the TPM's certificate is not base64 ({error})"),
+        )
+    })
 }
 
 /// Takes out what is not answered: a second request of one TPM, and what is not proven.
@@ -245,9 +258,10 @@ fn settle(
             )),
             // A contradiction is worse than nothing.
             Err(unproven @ Unproven::OtherKey) => Err(("unproven", unproven.to_string())),
-            Err(unproven) if !accept_unproven => {
-                Err(("unproven", format!("{unproven}; --accept-unproven answers it all the same")))
-            }
+            Err(unproven) if !accept_unproven => Err((
+                "unproven",
+                format!("{unproven}; --accept-unproven answers it all the same"),
+            )),
             _ if fabric.is_revoked(&one.request.peer_id) => {
                 Err(("revoked", "this machine is revoked in this fabric".to_owned()))
             }
@@ -275,7 +289,9 @@ impl Given {
     fn view(&self, asking: &[Asking]) -> AnswerView {
         AnswerView::new(
             &self.node,
-            asking.get(self.asking).map(|one| (one.file.as_str(), &one.request, &one.proof)),
+            asking
+                .get(self.asking)
+                .map(|one| (one.file.as_str(), &one.request, &one.proof)),
         )
     }
 }
@@ -382,7 +398,9 @@ fn follow_up(
         .retain(|node| node.is_tied() || held.contains(&node.name));
     manifest.serial = fabric.next_serial()?.to_string();
     if manifest.serial <= pack.manifest().serial {
-        invalid!("the pack on the stick is newer than this folder of the fabric knows: use the folder that made it");
+        invalid!(
+            "the pack on the stick is newer than this folder of the fabric knows: use the folder that made it"
+        );
     }
     manifest.roots = fabric.roots.envelopes().to_vec();
     manifest.revocations = fabric.snapshots(issued)?;
@@ -418,7 +436,10 @@ impl Names<'_> {
         if let Some(own) = own.filter(|own| self.held.contains(&own.name)) {
             return Err((
                 "duplicate",
-                format!("its place `{}` has a voucher in this pack: it need not ask", own.name),
+                format!(
+                    "its place `{}` has a voucher in this pack: it need not ask",
+                    own.name
+                ),
             ));
         }
         let row = self.rows.iter().find(|row| row.is_tied_to(&machine));
@@ -440,17 +461,26 @@ impl Names<'_> {
             ));
         }
         if let Some((_, other)) = given.filter(|(_, other)| *other != name) {
-            return Err(("inconsistent", format!("its place in the pack is `{name}`, not `{other}`")));
+            return Err((
+                "inconsistent",
+                format!("its place in the pack is `{name}`, not `{other}`"),
+            ));
         }
         if let Some(other) = self.before.iter().find(|old| old.node == name && old.ek != ek) {
             return Err((
                 "duplicate",
-                format!("`{name}` was given to another TPM on {}: choose another name", other.at),
+                format!(
+                    "`{name}` was given to another TPM on {}: choose another name",
+                    other.at
+                ),
             ));
         }
         let taken = own.is_none() && manifest.nodes.iter().any(|node| node.name == name);
         if taken || !self.used.insert(name.clone()) {
-            return Err(("duplicate", format!("`{name}` is the name of another place: choose another")));
+            return Err((
+                "duplicate",
+                format!("`{name}` is the name of another place: choose another"),
+            ));
         }
         let settings = own.or(row);
         Ok(NodeEntry {
@@ -461,7 +491,6 @@ impl Names<'_> {
             name,
         })
     }
-
 }
 
 /// The name of a machine that nobody has named: of its own, since the members that other packs made have the numbers.

@@ -3,6 +3,7 @@
 //! It opens no network connection. Exit codes: 0 done, 1 failed, 2 invalid input, 3 refused.
 
 mod answer;
+mod ask;
 mod boxes;
 mod chance;
 mod create;
@@ -48,7 +49,7 @@ enum Command {
     /// Fabrics
     #[command(subcommand)]
     Fabric(FabricCommand),
-    /// Makes a pack
+    /// Makes a pack; without a word about what goes into it, asks at the terminal
     Create {
         /// Folder of the fabric
         #[arg(long, value_name = "DIR")]

@@ -477,7 +477,11 @@ impl AnswersView {
     pub fn in_words(&self) -> String {
         let mut text = String::new();
         if self.result != "refused" {
-            let will = if self.result == "answered" { "" } else { "would be " };
+            let will = if self.result == "answered" {
+                ""
+            } else {
+                "would be "
+            };
             text += &format!(
                 "{will}answered by pack {}, valid until {}: compare each code with the one that the machine's console shows\n",
                 self.serial, self.expires

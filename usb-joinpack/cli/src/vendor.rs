@@ -31,7 +31,9 @@ pub enum Unproven {
     #[error("no vendor roots were given: nothing says that a genuine TPM asks, it may be a program")]
     NoRoots,
     /// The TPM has none for this key.
-    #[error("the machine shows no certificate of its TPM's maker: nothing says that a genuine TPM asks, it may be a program")]
+    #[error(
+        "the machine shows no certificate of its TPM's maker: nothing says that a genuine TPM asks, it may be a program"
+    )]
     NoCertificate,
     /// It is no certificate.
     #[error("what the machine shows as its TPM's certificate is none")]
@@ -64,17 +66,25 @@ impl Vendors {
     /// Reads all files of `folder` that are named like certificates (`.pem`, `.crt`, `.cer`, `.der`), in PEM or DER.
     pub fn load(folder: &Path) -> Result<Self, Failure> {
         let mut vendors = Self::default();
-        let entries = fs::read_dir(folder)
-            .map_err(|e| Failure::Invalid(anyhow!("failed to read the vendor roots in `{}`: {e}", folder.display())))?;
+        let entries = fs::read_dir(folder).map_err(|e| {
+            Failure::Invalid(anyhow!(
+                "failed to read the vendor roots in `{}`: {e}",
+                folder.display()
+            ))
+        })?;
         for entry in entries {
-            let path = entry.with_context(|| format!("failed to read `{}`", folder.display()))?.path();
+            let path = entry
+                .with_context(|| format!("failed to read `{}`", folder.display()))?
+                .path();
             let extension = path.extension().map(|text| text.to_ascii_lowercase());
             let named = extension.as_deref().and_then(|text| text.to_str());
             if !matches!(named, Some("pem" | "crt" | "cer" | "der")) {
                 continue;
             }
             for certificate in read(&path)? {
-                let Some((whole, names)) = first(&certificate).filter(|(whole, _)| whole.len() == certificate.len()) else {
+                let Some((whole, names)) =
+                    first(&certificate).filter(|(whole, _)| whole.len() == certificate.len())
+                else {
                     invalid!("`{}` holds something that is no certificate", path.display());
                 };
                 let list = match names.own_issuer {
@@ -117,7 +127,10 @@ impl Vendors {
             .iter()
             .filter_map(|root| webpki::anchor_from_trusted_cert(root).ok())
             .collect();
-        let links: Vec<_> = split(chain).into_iter().chain(self.links.iter().cloned()).collect();
+        let links: Vec<_> = split(chain)
+            .into_iter()
+            .chain(self.links.iter().cloned())
+            .collect();
         let since = Duration::from_secs(u64::try_from(at.0).unwrap_or(0));
         let path = leaf
             .verify_for_usage(
@@ -189,7 +202,10 @@ fn read(path: &Path) -> Result<Vec<Vec<u8>>, Failure> {
     }
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     match certificates {
-        Ok(certificates) => Ok(certificates.into_iter().map(|der| der.as_ref().to_vec()).collect()),
+        Ok(certificates) => Ok(certificates
+            .into_iter()
+            .map(|der| der.as_ref().to_vec())
+            .collect()),
         Err(error) => invalid!("`{}` is no PEM file: {error}", path.display()),
     }
 }

@@ -31,13 +31,19 @@ fn certificate_leads_to_its_makers_root_by_what_the_tpm_or_the_folder_holds_betw
     let (bare, full) = (vendors(&maker, false), vendors(&maker, true));
     assert_eq!(prove(&full, &certificate, &[]), Ok("CN=chips root".to_owned()));
     assert!(prove(&bare, &certificate, &maker.link).is_ok());
-    assert!(matches!(prove(&bare, &certificate, &[]), Err(Unproven::NoPath(_))));
+    assert!(matches!(
+        prove(&bare, &certificate, &[]),
+        Err(Unproven::NoPath(_))
+    ));
     // Filling after a certificate, as TPMs keep it, and other certificates before it.
     let filled = [&certificate[..], &[0xff; 40]].concat();
     let chain = [&maker.root[..], &maker.link, &[0; 9]].concat();
     assert!(prove(&bare, &filled, &chain).is_ok());
     let other = vendors(&Maker::new("others"), true);
-    assert!(matches!(prove(&other, &certificate, &maker.link), Err(Unproven::NoPath(_))));
+    assert!(matches!(
+        prove(&other, &certificate, &maker.link),
+        Err(Unproven::NoPath(_))
+    ));
 }
 
 #[test]
@@ -61,7 +67,10 @@ fn certificate_of_another_key_purpose_or_time_proves_nothing() {
     assert_eq!(prove(Some(&early)), Err(Unproven::NotYetValid));
     let mut altered = maker.certify(&chip, |_| {});
     *altered.last_mut().unwrap() ^= 1;
-    assert!(matches!(prove(Some(&altered)), Err(Unproven::NoPath(_) | Unproven::Unreadable)));
+    assert!(matches!(
+        prove(Some(&altered)),
+        Err(Unproven::NoPath(_) | Unproven::Unreadable)
+    ));
 }
 
 #[test]
@@ -71,7 +80,11 @@ fn folder_without_a_root_or_with_noise_named_like_a_certificate_is_said() {
     assert!(refused().contains("no root certificate"));
     std::fs::write(folder.path().join("x.crt"), "noise").unwrap();
     assert!(refused().contains("x.crt"));
-    std::fs::write(folder.path().join("x.crt"), "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n").unwrap();
+    std::fs::write(
+        folder.path().join("x.crt"),
+        "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n",
+    )
+    .unwrap();
     assert!(refused().contains("x.crt"));
     assert!(Vendors::load(&folder.path().join("none")).is_err());
 }

@@ -200,7 +200,9 @@ impl Target {
             Self::Folder(dir) => names.iter().try_for_each(|name| remove_if_there(&dir.join(name))),
             Self::Image(path, place) | Self::Stick(path, place) => {
                 let fs = disk::open(path, *place, true)?;
-                names.iter().try_for_each(|name| remove_fat(&fs.root_dir(), name))?;
+                names
+                    .iter()
+                    .try_for_each(|name| remove_fat(&fs.root_dir(), name))?;
                 close(fs, path)
             }
             Self::NewImage(_) | Self::BlankStick(_) => Ok(()),

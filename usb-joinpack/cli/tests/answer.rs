@@ -22,7 +22,10 @@ const AT: Timestamp = Timestamp(1_767_323_045);
 
 fn pack(folder: &Path) -> Pack<Verified> {
     let bytes = fs::read(folder.join("joinpack.json")).unwrap();
-    Pack::parse(&bytes).unwrap().verify(None, Timestamp::EPOCH, None).unwrap()
+    Pack::parse(&bytes)
+        .unwrap()
+        .verify(None, Timestamp::EPOCH, None)
+        .unwrap()
 }
 
 fn peer(n: u8) -> PeerId {
@@ -39,7 +42,10 @@ fn request(folder: &Path, n: u8, chip: &Chip, maker: &Maker) -> Request {
         machine: ReceiptMachine {
             macs: vec![format!("52:54:00:00:00:{n:02x}")],
             serial: Some(format!("SN {n}")),
-            ek: Some(EndorsementFile::new(&chip.public(), Some(&maker.certify(chip, |_| {})))),
+            ek: Some(EndorsementFile::new(
+                &chip.public(),
+                Some(&maker.certify(chip, |_| {})),
+            )),
         },
         chain: Some(STANDARD.encode(&maker.link)),
         boot_id: String::new(),
@@ -88,7 +94,8 @@ fn answered(dir: &Path, more: &str) -> Value {
 
 #[test]
 fn answer_has_a_place_for_each_tpm_that_asked_and_none_for_another() {
-    let (dir, maker) = asking("--image web=web.tar --node till-9,mac=52:54:00:00:00:09,address=10.0.0.9/24,request");
+    let (dir, maker) =
+        asking("--image web=web.tar --node till-9,mac=52:54:00:00:00:09,address=10.0.0.9/24,request");
     let (at, folder) = (dir.path(), dir.path().join("asking"));
     ends(at, &line("--vendor-roots roots"), 2, "no request");
     let (one, two, nine) = (Chip::new(), Chip::new(), Chip::new());
@@ -101,10 +108,15 @@ fn answer_has_a_place_for_each_tpm_that_asked_and_none_for_another() {
     let name = format!("--vendor-roots roots --name {}=till-1", peer(1).short());
     let would = answered(at, &format!("{name} --dry-run"));
     assert_eq!(would["result"], "would-answer");
-    assert!(fs::read(folder.join("joinpack.json")).unwrap() == before && !at.join("fab/answered.json").exists());
+    assert!(
+        fs::read(folder.join("joinpack.json")).unwrap() == before && !at.join("fab/answered.json").exists()
+    );
 
     let view = answered(at, &name);
-    assert_eq!((&view["result"], view["answers"].as_array().unwrap().len()), (&"answered".into(), 3));
+    assert_eq!(
+        (&view["result"], view["answers"].as_array().unwrap().len()),
+        (&"answered".into(), 3)
+    );
     for answer in view["answers"].as_array().unwrap() {
         assert_eq!(answer["maker"], "CN=chips root", "{answer}");
         let peer: PeerId = serde_json::from_value(answer["peer_id"].clone()).unwrap();
@@ -123,7 +135,9 @@ fn answer_has_a_place_for_each_tpm_that_asked_and_none_for_another() {
     }
     let till_9 = manifest.entry_for(&machine(9, &nine)).unwrap();
     assert_eq!(till_9.network.as_ref().unwrap().addresses, ["10.0.0.9/24"]);
-    let refused = manifest.check_machine(&machine(3, &Chip::new()), None).map_err(|r| r.code());
+    let refused = manifest
+        .check_machine(&machine(3, &Chip::new()), None)
+        .map_err(|r| r.code());
     assert_eq!(refused, Err("other-box"));
     done(at, &["verify", "asking", "--roots", "fab/root.json"]);
     let left: Vec<_> = fs::read_dir(folder.join("requests")).unwrap().collect();
@@ -154,7 +168,10 @@ fn stick_is_answered_like_a_folder_and_keeps_what_else_is_on_it() {
         let disk = fatfs::FileSystem::new(open(), fatfs::FsOptions::new()).unwrap();
         let root = disk.root_dir();
         root.create_dir("requests").unwrap();
-        for (name, content) in [(place.as_str(), fs::read(folder.join(&place)).unwrap()), ("mine.txt", vec![7; 9])] {
+        for (name, content) in [
+            (place.as_str(), fs::read(folder.join(&place)).unwrap()),
+            ("mine.txt", vec![7; 9]),
+        ] {
             let mut file = root.create_file(name).unwrap();
             file.write_all(&content).unwrap();
             file.flush().unwrap();
@@ -163,16 +180,42 @@ fn stick_is_answered_like_a_folder_and_keeps_what_else_is_on_it() {
     let line = "answer --to stick.img --fabric fab --vendor-roots roots --requests -o json";
     let view = done(at, &line.split_whitespace().collect::<Vec<_>>()).json();
     assert_eq!(view["answers"][0]["file"], place);
-    let shown = done(at, &["verify", "stick.img", "--roots", "fab/root.json", "-o", "json"]).json();
+    let shown = done(
+        at,
+        &["verify", "stick.img", "--roots", "fab/root.json", "-o", "json"],
+    )
+    .json();
     assert_eq!(
-        (&shown["targeted"], &shown["blobs"], &shown["requests"], &shown["serial"]),
+        (
+            &shown["targeted"],
+            &shown["blobs"],
+            &shown["requests"],
+            &shown["serial"]
+        ),
         (&1.into(), &1.into(), &true.into(), &view["serial"])
     );
-    ends(at, &["answer", "--to", "stick.img", "--fabric", "fab"], 2, "no request");
+    ends(
+        at,
+        &["answer", "--to", "stick.img", "--fabric", "fab"],
+        2,
+        "no request",
+    );
     let disk = fatfs::FileSystem::new(open(), fatfs::FsOptions::new()).unwrap();
-    let names: Vec<_> = disk.root_dir().iter().map(|entry| entry.unwrap().file_name()).collect();
-    assert!(names.contains(&"mine.txt".to_owned()) && !names.contains(&"joinpack.new".to_owned()), "{names:?}");
-    ends(at, &["answer", "--to", "none.img", "--fabric", "fab"], 2, "none.img");
+    let names: Vec<_> = disk
+        .root_dir()
+        .iter()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert!(
+        names.contains(&"mine.txt".to_owned()) && !names.contains(&"joinpack.new".to_owned()),
+        "{names:?}"
+    );
+    ends(
+        at,
+        &["answer", "--to", "none.img", "--fabric", "fab"],
+        2,
+        "none.img",
+    );
 }
 
 #[test]
@@ -183,7 +226,12 @@ fn tpm_that_no_maker_vouches_for_is_answered_only_by_an_operator_who_says_so() {
     let before = fs::read(folder.join("joinpack.json")).unwrap();
     ends(at, &line(""), 3, "no vendor roots were given");
     Maker::new("others").save(&at.join("others"), true);
-    ends(at, &line("--vendor-roots others"), 3, "leads to none of the vendor roots");
+    ends(
+        at,
+        &line("--vendor-roots others"),
+        3,
+        "leads to none of the vendor roots",
+    );
     let mut bare = request(&folder, 1, &Chip::new(), &maker);
     bare.machine.ek.as_mut().unwrap().certificate = None;
     leave(&folder, 1, &bare);
@@ -192,11 +240,21 @@ fn tpm_that_no_maker_vouches_for_is_answered_only_by_an_operator_who_says_so() {
     let other = maker.certify(&Chip::new(), |_| {});
     mixed.machine.ek.as_mut().unwrap().certificate = Some(STANDARD.encode(other));
     leave(&folder, 1, &mixed);
-    ends(at, &line("--vendor-roots roots --accept-unproven"), 3, "of another TPM");
-    assert!(fs::read(folder.join("joinpack.json")).unwrap() == before && !at.join("fab/answered.json").exists());
+    ends(
+        at,
+        &line("--vendor-roots roots --accept-unproven"),
+        3,
+        "of another TPM",
+    );
+    assert!(
+        fs::read(folder.join("joinpack.json")).unwrap() == before && !at.join("fab/answered.json").exists()
+    );
     leave(&folder, 1, &bare);
     let shown = done(at, &line("--vendor-roots roots --accept-unproven")).out;
-    assert!(shown.contains("UNPROVEN") && shown.contains("may be a program"), "{shown}");
+    assert!(
+        shown.contains("UNPROVEN") && shown.contains("may be a program"),
+        "{shown}"
+    );
 }
 
 #[test]
@@ -228,10 +286,18 @@ fn requests_that_do_not_count_are_named_and_left_out_only_when_asked() {
     let wiped = request(&folder, 5, &chip, &maker);
     leave(&folder, 5, &wiped);
     let run = joinpack(at, &line("--vendor-roots roots"));
-    assert!(run.code == 3 && run.out.contains("bad-signature") && run.out.contains("duplicate"), "{}", run.out);
+    assert!(
+        run.code == 3 && run.out.contains("bad-signature") && run.out.contains("duplicate"),
+        "{}",
+        run.out
+    );
     let view = answered(at, "--vendor-roots roots --skip-refused");
     let answers = view["answers"].as_array().unwrap();
-    assert_eq!((answers.len(), &answers[0]["peer_id"]), (1, &peer(5).to_string().into()), "the latest counts");
+    assert_eq!(
+        (answers.len(), &answers[0]["peer_id"]),
+        (1, &peer(5).to_string().into()),
+        "the latest counts"
+    );
     assert_eq!(view["refused"].as_array().unwrap().len(), 2);
     assert!(altered.exists(), "what was not answered stays");
 }
@@ -242,7 +308,10 @@ fn tpm_keeps_the_name_that_it_was_answered_by() {
     let (at, folder) = (dir.path(), dir.path().join("asking"));
     let chip = Chip::new();
     leave(&folder, 1, &request(&folder, 1, &chip, &maker));
-    answered(at, &format!("--vendor-roots roots --name {}=till-1", peer(1).short()));
+    answered(
+        at,
+        &format!("--vendor-roots roots --name {}=till-1", peer(1).short()),
+    );
     ends(at, &line("--vendor-roots roots"), 2, "lets no machine ask");
     // The stick is lost, and the machine asks by another one.
     fs::remove_dir_all(&folder).unwrap();
@@ -250,19 +319,47 @@ fn tpm_keeps_the_name_that_it_was_answered_by() {
     leave(&folder, 1, &request(&folder, 1, &chip, &maker));
     ends(
         at,
-        &["answer", "--to", "asking", "--fabric", "fab", "--vendor-roots", "roots", "--name", "SN 1=till-2"],
+        &[
+            "answer",
+            "--to",
+            "asking",
+            "--fabric",
+            "fab",
+            "--vendor-roots",
+            "roots",
+            "--name",
+            "SN 1=till-2",
+        ],
         3,
         "answered as `till-1`",
     );
-    ends(at, &line("--vendor-roots roots --name nobody=till-2"), 2, "`nobody`");
+    ends(
+        at,
+        &line("--vendor-roots roots --name nobody=till-2"),
+        2,
+        "`nobody`",
+    );
     leave(&folder, 2, &request(&folder, 2, &Chip::new(), &maker));
     let taken = format!("--vendor-roots roots --name {}=till-1", peer(2).short());
     ends(at, &line(&taken), 3, "given to another TPM");
-    fs::write(at.join("boxes.csv"), "name,serial,address\ntill-5,SN 2,10.0.0.5/24\ntill-6,SN 6,dhcp\n").unwrap();
+    fs::write(
+        at.join("boxes.csv"),
+        "name,serial,address\ntill-5,SN 2,10.0.0.5/24\ntill-6,SN 6,dhcp\n",
+    )
+    .unwrap();
     let view = answered(at, "--vendor-roots roots --csv boxes.csv");
-    let names: Vec<_> = view["answers"].as_array().unwrap().iter().map(|a| a["node"].clone()).collect();
+    let names: Vec<_> = view["answers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|a| a["node"].clone())
+        .collect();
     assert_eq!(names, ["till-5", "till-1"], "the latest first");
-    let network = pack(&folder).manifest().nodes.iter().find_map(|node| node.network.clone());
+    let network = pack(&folder)
+        .manifest()
+        .nodes
+        .iter()
+        .find_map(|node| node.network.clone());
     assert_eq!(network.unwrap().addresses, ["10.0.0.5/24"]);
     let known: Value = serde_json::from_slice(&fs::read(at.join("fab/answered.json")).unwrap()).unwrap();
     assert_eq!(known.as_array().unwrap().len(), 2);

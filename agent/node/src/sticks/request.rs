@@ -5,9 +5,7 @@ use crate::stick::{self, StickError};
 use crate::{clock, network};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use beemesh_init_api::path;
-use beemesh_joinpack_format::{
-    ApprovalCode, Manifest, Outcome, ReceiptMachine, Request, limits,
-};
+use beemesh_joinpack_format::{ApprovalCode, Manifest, Outcome, ReceiptMachine, Request, limits};
 
 /// What became of a request.
 pub(super) struct Asked {

@@ -77,10 +77,15 @@ impl Maker {
         params.key_usages = vec![KeyUsagePurpose::KeyAgreement];
         (params.not_before, params.not_after) = (date_time_ymd(2021, 1, 1), date_time_ymd(2099, 1, 1));
         // subjectAltName: [4] { RDNSequence { { { 2.23.133.2.1, UTF8String "id:00001014" } } } }
-        let attribute = [&[0x06, 5, 0x67, 0x81, 0x05, 0x02, 0x01, 0x0c, 11][..], b"id:00001014"].concat();
+        let attribute = [
+            &[0x06, 5, 0x67, 0x81, 0x05, 0x02, 0x01, 0x0c, 11][..],
+            b"id:00001014",
+        ]
+        .concat();
         let wrap = |tag: u8, content: Vec<u8>| [&[tag, content.len() as u8][..], &content].concat();
         let name = wrap(0x30, wrap(0x31, wrap(0x30, attribute)));
-        let mut alternative = CustomExtension::from_oid_content(&[2, 5, 29, 17], wrap(0x30, wrap(0xa4, name)));
+        let mut alternative =
+            CustomExtension::from_oid_content(&[2, 5, 29, 17], wrap(0x30, wrap(0xa4, name)));
         alternative.set_criticality(true);
         params.custom_extensions = vec![alternative];
         change(&mut params);
@@ -95,8 +100,15 @@ impl Maker {
         if with_link {
             use base64::{Engine as _, engine::general_purpose::STANDARD};
             let text = STANDARD.encode(&self.link);
-            let lines: Vec<_> = text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
-            let pem = format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"));
+            let lines: Vec<_> = text
+                .as_bytes()
+                .chunks(64)
+                .map(|line| std::str::from_utf8(line).unwrap())
+                .collect();
+            let pem = format!(
+                "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+                lines.join("\n")
+            );
             fs::write(folder.join("link.pem"), pem).unwrap();
         }
     }
