@@ -1,4 +1,5 @@
-//! Reads a join pack from a mounted stick, and writes the receipt back: at most [`limits::RECEIPTS`], the oldest go.
+//! Reads a join pack from a mounted stick, and writes receipts and requests back: at most [`limits::RECEIPTS`] of the former, the
+//! oldest go; at most [`limits::REQUESTS`] of the latter, none of this pack goes.
 //!
 //! The stick is untrusted: `joinpack.json` is read up to its bound, verified, and only then the blobs that it names
 //! by digest are copied, each checked while it is copied. Blobs stand under a temporary name until all are good:
@@ -9,8 +10,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use beemesh_firmware_tpm::{Credential, Tpm, TpmError};
 use beemesh_ids::{Digest, NodeName, PeerId};
 use beemesh_joinpack_format::{
-    BlobCheck, MANIFEST_LIMIT, Outcome, Pack, PackVoucher, Proof, Receipt, Refusal, SecretKey, Timestamp,
-    Verified, limits, surplus_receipts,
+    BlobCheck, MANIFEST_LIMIT, Outcome, Pack, PackVoucher, Proof, Receipt, Refusal, Request, SecretKey,
+    Timestamp, Verified, limits, surplus_receipts, surplus_requests,
 };
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -37,6 +38,12 @@ pub enum StickError {
         "this stick is for one machine alone, and its TPM does not open it: use the machine that the stick was made for"
     )]
     Sealed(#[source] TpmError),
+    /// The pack lets machines ask by their TPM, and there is none.
+    #[error(
+        "this stick has no place for this box, and without a TPM it cannot ask for one by the stick: ask your operator for a stick \
+         with a place for it"
+    )]
+    Unprovable,
     /// There is no pack on it.
     #[error("the stick holds no `joinpack.json`: write a join pack to it with `joinpack write`")]
     NoPack,
@@ -185,6 +192,7 @@ impl StickError {
             Self::Refused(refusal) => refusal.code(),
             Self::NoVoucher => "no-voucher",
             Self::Sealed(_) => "sealed-for-another",
+            Self::Unprovable => "no-tpm",
             Self::NoPack => "no-pack",
             Self::Read { .. } => "read-failed",
             Self::Keep { .. } => "state-volume-failed",
@@ -271,6 +279,50 @@ fn make_room(stick: &Path, new: &Path) {
         // One that stays takes no more than its place.
         let _ = fs::remove_file(stick.join("receipts").join(name));
     }
+}
+
+/// Writes a request to the stick, which is made writable for that moment only.
+pub fn write_request(stick: &Path, request: &Request, key: &SecretKey) -> io::Result<()> {
+    let envelope = request.to_envelope(key).map_err(io::Error::other)?;
+    remount(stick, false)?;
+    let written = put_request(stick, request, &envelope.to_json());
+    written.and(remount(stick, true))
+}
+
+/// Makes room and writes. A stick that is full of requests to this pack takes no more.
+fn put_request(stick: &Path, request: &Request, content: &[u8]) -> io::Result<()> {
+    let path = stick.join(request.path());
+    let folder = stick.join("requests");
+    let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+    let there: Vec<_> = entries
+        .map(|entry| entry.path())
+        .filter(|other| *other != path)
+        .take(2 * limits::REQUESTS)
+        .collect();
+    if there.len() >= limits::REQUESTS {
+        let asked = |path: PathBuf| -> Option<(String, Option<String>)> {
+            let name = path.file_name()?.to_str()?.to_owned();
+            Some((name, read_request(&path).map(|request| request.serial)))
+        };
+        let there = there.into_iter().filter_map(asked).collect();
+        let surplus = surplus_requests(there, &request.serial).ok_or_else(|| {
+            let full = format!("it holds {} requests already", limits::REQUESTS);
+            io::Error::new(io::ErrorKind::StorageFull, full)
+        })?;
+        for name in surplus {
+            fs::remove_file(folder.join(name))?;
+        }
+    }
+    write_atomic(&path, content, 0o644)
+}
+
+fn read_request(path: &Path) -> Option<Request> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).ok()?;
+    file.take(limits::REQUEST_LIMIT as u64 + 1)
+        .read_to_end(&mut bytes)
+        .ok()?;
+    Request::parse(&bytes).ok()
 }
 
 fn remount(stick: &Path, read_only: bool) -> io::Result<()> {
@@ -373,6 +425,53 @@ mod tests {
             limits::RECEIPTS,
             "one that is replaced takes no place"
         );
+    }
+
+    #[test]
+    fn stick_that_is_full_of_requests_to_this_pack_takes_no_more_and_older_ones_make_room() {
+        let stick = tempfile::tempdir().unwrap();
+        let folder = stick.path().join("requests");
+        let of = |n: u8, serial: &str| {
+            let secret = SecretKey::from_bytes([n; 32]);
+            let request = Request {
+                fabric: beemesh_ids::FabricId::from_root(Digest::of(b"root")),
+                serial: serial.to_owned(),
+                peer_id: PeerId::from_ed25519(secret.public().as_bytes()),
+                machine: ReceiptMachine {
+                    ek: Some(beemesh_joinpack_format::EndorsementFile::new(b"key", None)),
+                    ..ReceiptMachine::default()
+                },
+                chain: None,
+                boot_id: String::new(),
+                at: NOW,
+            };
+            let content = request.to_envelope(&secret).unwrap().to_json();
+            (request, content)
+        };
+        let put = |n, serial| {
+            let (request, content) = of(n, serial);
+            put_request(stick.path(), &request, &content).map(|()| request.path())
+        };
+        // The folder is made where it lacks.
+        let first = put(1, SERIAL).unwrap();
+        assert_eq!(read_request(&stick.path().join(&first)).unwrap().serial, SERIAL);
+        for n in 1..limits::REQUESTS {
+            fs::write(folder.join(format!("copy-{n:03}.json")), of(1, SERIAL).1).unwrap();
+        }
+        assert_eq!(put(2, SERIAL).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(
+            put(1, SERIAL).unwrap(),
+            first,
+            "one that is replaced takes no place"
+        );
+        fs::write(
+            folder.join("copy-001.json"),
+            of(3, "01KDVKFC00000000000000000A").1,
+        )
+        .unwrap();
+        let second = put(2, SERIAL).unwrap();
+        assert!(stick.path().join(second).exists() && !folder.join("copy-001.json").exists());
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), limits::REQUESTS);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! the stick as a receipt; what the box runs is not touched by a bad stick.
 
 mod receipt;
+mod request;
 
 use crate::clock::{self, Floor, FloorKeeper};
 use crate::images::Images;
@@ -21,8 +22,8 @@ use crate::{identity, network};
 use beemesh_ids::Digest;
 use beemesh_init_api::{NetworkConfig, StickStatus, path};
 use beemesh_joinpack_format::{
-    EndorsementFile, Envelope, MANIFEST_LIMIT, Machine, Outcome, Pack, Part, PartKind, Source, Timestamp,
-    Verified,
+    EndorsementFile, Envelope, MANIFEST_LIMIT, Machine, Outcome, Pack, Part, PartKind, Request, Source,
+    Timestamp, Verified,
 };
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -91,8 +92,10 @@ struct Taken {
 enum Found {
     /// The box is a member by it.
     Membership(Box<Taken>),
-    /// The box may ask to become one.
+    /// The box may ask members to become one.
     Wish(Box<Wanted>),
+    /// The box may ask the pack's maker for a place.
+    Request(Box<Request>),
 }
 
 /// A pack by which the box asks to be let in.
@@ -103,6 +106,8 @@ struct Wanted {
     revocations: Vec<Envelope>,
     orders: Vec<Envelope>,
     issued: Timestamp,
+    /// What it may ask the pack's maker as well.
+    request: Option<Request>,
 }
 
 /// A box that asks.
@@ -196,6 +201,12 @@ impl Sticks {
             }
             // A new box tells by any stick who it is, so that a pack can be made for it alone.
         }
+        let request = match &taken {
+            Ok(Found::Request(request)) => Some(request.as_ref()),
+            Ok(Found::Wish(wanted)) => wanted.request.as_ref(),
+            _ => None,
+        };
+        let asked = request.map(|request| self.leave_request(request));
         let rejoins = matches!(&taken, Ok(Found::Membership(taken)) if taken.rejoins);
         let (serial, outcome) = match &taken {
             Ok(Found::Membership(taken)) => (Some(taken.joined.document.serial.clone()), Outcome::Applied),
@@ -209,6 +220,10 @@ impl Sticks {
                     Some(wanted.wish.serial.clone()),
                     Outcome::Refused { code, message },
                 )
+            }
+            Ok(Found::Request(request)) => {
+                let outcome = asked.as_ref().map(|asked| asked.outcome());
+                (Some(request.serial.clone()), outcome.unwrap_or(Outcome::Applied))
             }
             Err(error) => {
                 let (code, message) = (error.code().to_owned(), crate::words(error));
@@ -224,13 +239,17 @@ impl Sticks {
                 self.ask(wanted, generation, digest);
                 Vec::new()
             }
-            Err(StickError::NoPack) => Vec::new(),
+            Ok(Found::Request(_)) | Err(StickError::NoPack) => Vec::new(),
             Err(error) => {
                 self.refuse(&error);
                 Vec::new()
             }
         };
         self.leave_receipt(serial, digest, outcome, parts);
+        // Who reads it pulls the stick out: nothing is written to it after this.
+        if let Some(asked) = asked {
+            self.journal.announce(asked.event(), "pack", &asked.message);
+        }
         if rejoins {
             start_again();
         }
@@ -283,6 +302,8 @@ impl Sticks {
                 Ok(offer) => Some((offer, stick::open_key(offer, tpm.as_ref())?)),
                 Err(StickError::NoVoucher) if pack.manifest().approval => {
                     let wish = Wish::new(&pack, &applicant);
+                    // A box without a TPM can ask members all the same.
+                    let request = pack.manifest().requests.then(|| self.request(pack.manifest()));
                     let (images, staging) = self.stage(mount, &pack, wish.images.clone())?;
                     return Ok(Found::Wish(Box::new(Wanted {
                         wish,
@@ -291,7 +312,11 @@ impl Sticks {
                         revocations: pack.revocations().envelopes().cloned().collect(),
                         orders: pack.orders().envelopes().cloned().collect(),
                         issued: pack.manifest().issued,
+                        request: request.and_then(Result::ok),
                     })));
+                }
+                Err(StickError::NoVoucher) if pack.manifest().requests => {
+                    return Ok(Found::Request(Box::new(self.request(pack.manifest())?)));
                 }
                 Err(error) => return Err(error),
             },

@@ -69,6 +69,7 @@ mod accel;
 mod console;
 mod firmware;
 mod machine;
+mod maker;
 mod probe;
 mod process;
 mod qmp;
@@ -82,6 +83,7 @@ pub use accel::{Accel, Choice, PROBE};
 pub use console::{Console, Line, MAX_LINE, MAX_LINES, MAX_LOG, Mark, Pattern, WaitError};
 pub use firmware::Firmware;
 pub use machine::{Boot, Disk, DiskBus, Machine, MachineConfig, Nic, NicModel, Stick};
+pub use maker::TpmMaker;
 pub use qmp::{Event, MAX_EVENTS, Qmp, QmpError};
 pub use site::{
     ConnectError, DhcpPool, HttpError, HttpReply, MAX_BODY, MAX_CONNECTIONS, MAX_LEASES, SiteHost,

@@ -64,7 +64,7 @@ impl SoftwareTpm {
 
 /// Makes the state of a new TPM; an existing one is left alone. Only the SHA-256 bank is on: the firmware measures
 /// into every active bank, and under emulation each costs boot time.
-fn manufacture(folder: &Path) -> Result<()> {
+pub(crate) fn manufacture(folder: &Path) -> Result<()> {
     if folder.join("tpm2-00.permall").exists() {
         return Ok(());
     }
@@ -87,7 +87,7 @@ fn manufacture(folder: &Path) -> Result<()> {
 }
 
 /// swtpm resolves relative paths against a folder of its own.
-fn absolute(path: &Path) -> Result<PathBuf> {
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("failed to resolve `{}`", path.display()))
 }
 

@@ -6,16 +6,16 @@
 use crate::chance;
 use crate::fabric::Fabric;
 use crate::failure::{Failure, invalid};
-use crate::keyring;
+use crate::keyring::{self, KeyArgs};
 use crate::media::PIECE;
 use crate::plan::Plan;
 use anyhow::{Context as _, anyhow};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use beemesh_firmware_credential::EndorsementKey;
-use beemesh_ids::{Digest, DigestHasher};
+use beemesh_ids::{Digest, DigestHasher, NodeName};
 use beemesh_joinpack_format::{
-    Admission, Envelope, ImageEntry, KEY_ORDER_PAYLOAD_TYPE, KeyOrder, MANIFEST_PAYLOAD_TYPE, Manifest,
-    PackVoucher, Refusal, Role, SealedKey, SecretKey, StatePolicy, Timestamp, VOUCHER_PAYLOAD_TYPE, Voucher,
+    Act, Admission, Envelope, ImageEntry, KEY_ORDER_PAYLOAD_TYPE, KeyOrder, MANIFEST_PAYLOAD_TYPE, Manifest,
+    PackVoucher, Refusal, SealedKey, SecretKey, StatePolicy, Timestamp, VOUCHER_PAYLOAD_TYPE, Voucher,
 };
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -36,7 +36,7 @@ pub struct Draft {
 }
 
 /// Makes a pack of `fabric` as planned. Writes nothing.
-pub fn draft(fabric: &Fabric, plan: Plan) -> Result<Draft, Failure> {
+pub fn draft(fabric: &Fabric, plan: Plan, keys: &KeyArgs) -> Result<Draft, Failure> {
     let mut blobs = BTreeMap::new();
     let mut archives = BTreeMap::new();
     let mut images = Vec::new();
@@ -52,37 +52,20 @@ pub fn draft(fabric: &Fabric, plan: Plan) -> Result<Draft, Failure> {
     // Older than the vouchers: who joins by this pack has a new key anyway.
     let order = chance::ulid(None)?;
     let orders = match plan.rotate_keys {
-        true => vec![rotate_keys(fabric, order, issued)?],
+        true => vec![rotate_keys(fabric, keys, order, issued)?],
         false => Vec::new(),
     };
     let mut vouchers = Vec::new();
     for place in plan.nodes.iter().filter(|place| !place.asks()) {
-        let one_time_key = chance::key()?;
-        let sealed_key = place.key.as_ref().map(|ek| seal(&one_time_key, ek)).transpose()?;
-        let voucher = Voucher {
-            fabric: fabric.roots.fabric_id().clone(),
-            id: chance::ulid(Some(order))?.to_string(),
-            node: place.entry.name.clone(),
-            cell: plan.cell.clone(),
-            issued,
-            expires,
-            key: one_time_key.public(),
-            admission: match &sealed_key {
-                Some(_) => Admission::Targeted,
-                None => Admission::Policy,
-            },
-            ek: sealed_key.as_ref().map(|sealed| sealed.ek),
-        };
-        vouchers.push(PackVoucher {
-            envelope: keyring::sign(
-                VOUCHER_PAYLOAD_TYPE,
-                &voucher.to_payload().map_err(as_input)?,
-                &fabric.enrolment,
-            )?,
-            // In the clear or sealed, never both.
-            one_time_key: sealed_key.is_none().then_some(one_time_key),
-            sealed_key,
-        });
+        let (node, key) = (&place.entry.name, place.key.as_ref());
+        vouchers.push(voucher(
+            fabric,
+            &plan.cell,
+            node,
+            key,
+            Some(order),
+            (issued, expires),
+        )?);
     }
     let manifest = Manifest {
         format: 1,
@@ -110,9 +93,7 @@ pub fn draft(fabric: &Fabric, plan: Plan) -> Result<Draft, Failure> {
         approval: plan.approval,
         requests: plan.requests,
     };
-    let payload = manifest.to_payload().map_err(as_input)?;
-    let signed = keyring::sign(MANIFEST_PAYLOAD_TYPE, &payload, &fabric.enrolment)?;
-    let joinpack = Manifest::check_length(signed).map_err(as_input)?.to_json();
+    let joinpack = sign(fabric, &manifest)?;
     Ok(Draft {
         manifest,
         joinpack,
@@ -121,7 +102,12 @@ pub fn draft(fabric: &Fabric, plan: Plan) -> Result<Draft, Failure> {
 }
 
 /// The order to all members to take a new key.
-fn rotate_keys(fabric: &Fabric, id: ulid::Ulid, issued: Timestamp) -> Result<Envelope, Failure> {
+fn rotate_keys(
+    fabric: &Fabric,
+    keys: &KeyArgs,
+    id: ulid::Ulid,
+    issued: Timestamp,
+) -> Result<Envelope, Failure> {
     let order = KeyOrder {
         fabric: fabric.roots.fabric_id().clone(),
         id: id.to_string(),
@@ -129,7 +115,53 @@ fn rotate_keys(fabric: &Fabric, id: ulid::Ulid, issued: Timestamp) -> Result<Env
         nodes: None,
     };
     let payload = order.to_payload().map_err(as_input)?;
-    keyring::sign(KEY_ORDER_PAYLOAD_TYPE, &payload, &fabric.keys_of(Role::Operator)?)
+    keyring::sign(
+        KEY_ORDER_PAYLOAD_TYPE,
+        &payload,
+        &fabric.keys_for(Act::RotateKeys, keys)?,
+    )
+}
+
+/// `joinpack.json`: the manifest, signed by the fabric's enrolment keys.
+pub fn sign(fabric: &Fabric, manifest: &Manifest) -> Result<Vec<u8>, Failure> {
+    let payload = manifest.to_payload().map_err(as_input)?;
+    let signed = keyring::sign(MANIFEST_PAYLOAD_TYPE, &payload, &fabric.enrolment)?;
+    Ok(Manifest::check_length(signed).map_err(as_input)?.to_json())
+}
+
+/// A voucher for `node` of `cell`, from and until `valid`, with an id greater than `after`; its one-time key in the clear, or only for the TPM with the
+/// endorsement key `ek`.
+pub fn voucher(
+    fabric: &Fabric,
+    cell: &str,
+    node: &NodeName,
+    ek: Option<&EndorsementKey>,
+    after: Option<ulid::Ulid>,
+    valid: (Timestamp, Timestamp),
+) -> Result<PackVoucher, Failure> {
+    let one_time_key = chance::key()?;
+    let sealed_key = ek.map(|ek| seal(&one_time_key, ek)).transpose()?;
+    let voucher = Voucher {
+        fabric: fabric.roots.fabric_id().clone(),
+        id: chance::ulid(after)?.to_string(),
+        node: node.clone(),
+        cell: cell.to_owned(),
+        issued: valid.0,
+        expires: valid.1,
+        key: one_time_key.public(),
+        admission: match &sealed_key {
+            Some(_) => Admission::Targeted,
+            None => Admission::Policy,
+        },
+        ek: sealed_key.as_ref().map(|sealed| sealed.ek),
+    };
+    let payload = voucher.to_payload().map_err(as_input)?;
+    Ok(PackVoucher {
+        envelope: keyring::sign(VOUCHER_PAYLOAD_TYPE, &payload, &fabric.enrolment)?,
+        // In the clear or sealed, never both.
+        one_time_key: sealed_key.is_none().then_some(one_time_key),
+        sealed_key,
+    })
 }
 
 /// The one-time key for the TPM with this endorsement key alone.
@@ -144,7 +176,7 @@ fn seal(key: &SecretKey, ek: &EndorsementKey) -> Result<SealedKey, Failure> {
 }
 
 /// What the format refuses here, the operator asked for.
-fn as_input(refusal: Refusal) -> Failure {
+pub fn as_input(refusal: Refusal) -> Failure {
     Failure::Invalid(anyhow!("the pack cannot be made: {refusal}"))
 }
 

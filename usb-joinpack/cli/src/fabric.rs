@@ -6,6 +6,7 @@
 //!     keys/*.json      root, enrolment, release and recovery keys, secret: root keys belong in a safe
 //!     last-serial      serial of the newest pack
 //!     revocations.json what is revoked: an array of snapshots, public
+//!     answered.json    which requests were answered: TPM and name, public
 //!
 //! Invariant: secret files are born with mode 0600 and never overwritten; the folder appears whole or not at all.
 
@@ -14,7 +15,7 @@ use crate::failure::{Failure, invalid};
 use crate::keyring::{self, Key, KeyArgs};
 use crate::succession::name;
 use anyhow::{Context as _, anyhow};
-use beemesh_ids::FabricId;
+use beemesh_ids::{Digest, FabricId, NodeName, PeerId};
 use beemesh_joinpack_format::{
     Act, Envelope, KeyId, OperatorContext, PublicKey, REVOCATION_PAYLOAD_TYPE, Refusal, RevocationSet,
     Revocations, Role, RoleSpec, Root, RootChain, SecretKey, Source, Timestamp, limits,
@@ -31,6 +32,10 @@ use ulid::Ulid;
 const REVOCATIONS: &str = "revocations.json";
 /// Files of keys of one role in a folder.
 const MOST_FILES: usize = 1000;
+/// Requests that were answered.
+const ANSWERED: &str = "answered.json";
+/// Most of them that are remembered.
+const MOST_ANSWERED: usize = 4096;
 /// Most root keys of a new fabric.
 const ROOT_KEYS: u32 = 16;
 
@@ -74,6 +79,22 @@ pub struct FabricInfo {
     pub root_version: u32,
     /// Keys and threshold of each role.
     pub roles: BTreeMap<Role, RoleSpec>,
+}
+
+/// A request that was answered: its TPM has this name.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Answered {
+    /// The TPM's endorsement key.
+    pub ek: Digest,
+    /// The name that its machine was given.
+    pub node: NodeName,
+    /// The machine.
+    pub peer_id: PeerId,
+    /// Serial of the pack that answers.
+    pub serial: String,
+    /// When.
+    pub at: Timestamp,
 }
 
 /// What `create` needs of a fabric.
@@ -280,6 +301,11 @@ impl Fabric {
         Ok(Self { enrolment, ..fabric })
     }
 
+    /// The keys that `act` demands, from the folder and among `more`.
+    pub fn keys_for(&self, act: Act<'_>, more: &KeyArgs) -> Result<Vec<Key>, Failure> {
+        find_keys(&self.dir, &self.roots, act, more)
+    }
+
     /// Reads the folder, without keys.
     pub fn open(dir: &Path) -> Result<Self, Failure> {
         let roots = load_roots(&dir.join("root.json"))?;
@@ -462,6 +488,30 @@ impl Fabric {
             }
         };
         chance::ulid(last)
+    }
+
+    /// Whether this machine is revoked.
+    pub fn is_revoked(&self, peer: &PeerId) -> bool {
+        self.revoked.has_node(peer)
+    }
+
+    /// The requests that were answered, the oldest first.
+    pub fn answered(&self) -> Result<Vec<Answered>, Failure> {
+        let path = self.dir.join(ANSWERED);
+        match path.exists() {
+            true => read_json(&path),
+            false => Ok(Vec::new()),
+        }
+    }
+
+    /// Remembers answers, in the place of what was said of the same TPMs before.
+    pub fn record(&self, more: &[Answered]) -> Result<(), Failure> {
+        let mut all = self.answered()?;
+        all.retain(|old| more.iter().all(|new| new.ek != old.ek));
+        all.extend_from_slice(more);
+        let surplus = all.len().saturating_sub(MOST_ANSWERED);
+        all.drain(..surplus);
+        self.replace(ANSWERED, &all, 0o644)
     }
 
     /// Remembers the serial of the newest pack.

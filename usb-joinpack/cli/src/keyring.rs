@@ -5,7 +5,7 @@
 use crate::fabric::{KeyFile, read_json, refuse_shared};
 use crate::failure::{Failure, invalid};
 use anyhow::{Context as _, anyhow};
-use beemesh_joinpack_format::{Envelope, KeyId, Signer};
+use beemesh_joinpack_format::{Envelope, KeyId, OperatorContext, Signer};
 use std::fs;
 use std::path::Path;
 use std::rc::Rc;
@@ -42,7 +42,7 @@ fn open_file(path: &Path) -> Result<Key, Failure> {
     Ok(Rc::new(file.secret))
 }
 
-/// The keys in the folder `keys` of a fabric.
+/// The keys in the folder `keys` of a fabric, and its operator's.
 pub fn in_folder(dir: &Path) -> Result<Vec<Key>, Failure> {
     let failed = || format!("failed to read `{}/keys`", dir.display());
     let mut keys = Vec::new();
@@ -51,6 +51,12 @@ pub fn in_folder(dir: &Path) -> Result<Vec<Key>, Failure> {
         if path.extension().is_some_and(|extension| extension == "json") {
             keys.push(open_file(&path)?);
         }
+    }
+    let operator = dir.join("operator.json");
+    if operator.is_file() {
+        refuse_shared(&operator)?;
+        let context: OperatorContext = read_json(&operator)?;
+        keys.push(Rc::new(context.key));
     }
     Ok(keys)
 }

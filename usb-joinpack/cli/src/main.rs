@@ -2,6 +2,8 @@
 //!
 //! It opens no network connection. Exit codes: 0 done, 1 failed, 2 invalid input, 3 refused.
 
+mod answer;
+mod ask;
 mod boxes;
 mod chance;
 mod create;
@@ -19,6 +21,7 @@ mod role;
 mod show;
 mod slice;
 mod succession;
+mod vendor;
 mod write;
 
 use anyhow::Context as _;
@@ -46,7 +49,7 @@ enum Command {
     /// Fabrics
     #[command(subcommand)]
     Fabric(FabricCommand),
-    /// Makes a pack
+    /// Makes a pack; without a word about what goes into it, asks at the terminal
     Create {
         /// Folder of the fabric
         #[arg(long, value_name = "DIR")]
@@ -129,6 +132,9 @@ enum Command {
         #[arg(short, long, value_enum, default_value = "table")]
         output: Form,
     },
+    /// Answers the requests of machines that found no place in the pack on a stick: a newer pack takes its place, with a place for
+    /// each of them that its TPM alone opens
+    Answer(Box<answer::AnswerArgs>),
     /// Lists and checks the receipts that nodes left on a stick: who did what with which pack, by whose clock
     Receipts(receipts::ReceiptsArgs),
 }
@@ -270,6 +276,7 @@ fn run(command: Command) -> Result<(), Failure> {
             dry_run,
             output,
         } => revoke::revoke(&fabric, what, &keys, dry_run, output),
+        Command::Answer(arguments) => answer::answer(*arguments),
         Command::Receipts(arguments) => receipts::receipts(&arguments),
     }
 }
@@ -306,7 +313,7 @@ fn create(
             out.display()
         ),
     }
-    let draft = create::draft(&fabric, plan.resolve()?)?;
+    let draft = create::draft(&fabric, plan.resolve()?, keys)?;
     let view = PackView::new(
         if dry_run { "would-create" } else { "created" },
         &draft.manifest,

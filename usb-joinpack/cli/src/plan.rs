@@ -2,17 +2,18 @@
 //!
 //! Invariant: a [`Plan`] names at least one node unless it is for members only, or for machines that ask; what the format bounds, the format checks when the pack is signed.
 
+use crate::ask;
 use crate::boxes;
 use crate::chance::parse_span;
 use crate::failure::{Failure, invalid};
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
 use beemesh_firmware_credential::EndorsementKey;
 use beemesh_ids::{Digest, NodeName};
 use beemesh_joinpack_format::{
     EndorsementFile, Envelope, NodeEntry, NodeNetwork, Proof, RECEIPT_PAYLOAD_TYPE, Receipt, Refusal, limits,
 };
-use serde::Deserialize;
-use std::io::Read as _;
+use serde::{Deserialize, Serialize};
+use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 
 /// A longer plan file is not read.
@@ -66,7 +67,7 @@ pub struct Plan {
 }
 
 /// The flags of `create` that say what goes into the pack.
-#[derive(Debug, Default, clap::Args)]
+#[derive(Debug, Default, PartialEq, clap::Args)]
 pub struct PlanArgs {
     /// A node: NAME[,mac=aa:bb:cc:dd:ee:ff][,serial=TEXT][,ek=FILE|sha256:HEX][,address=CIDR][,gateway=IP][,dns=IP][,dhcp]
     /// [,approval][,request];
@@ -122,56 +123,58 @@ pub struct PlanArgs {
 }
 
 /// The TOML file.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct PlanFile {
-    cell: Option<String>,
-    expires: Option<String>,
-    #[serde(default)]
-    found: bool,
-    #[serde(default)]
-    approval: bool,
-    #[serde(default)]
-    requests: bool,
-    #[serde(default)]
-    blank_disk: bool,
-    #[serde(default)]
-    rotate_keys: bool,
-    #[serde(default)]
-    peers: Vec<String>,
-    nodes: Option<u32>,
-    roster_size: Option<u32>,
-    #[serde(default)]
-    node: Vec<FileNode>,
-    #[serde(default)]
-    image: Vec<FileImage>,
+pub struct PlanFile {
+    pub(crate) cell: Option<String>,
+    pub(crate) expires: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) found: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) approval: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) requests: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) blank_disk: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) rotate_keys: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) peers: Vec<String>,
+    pub(crate) nodes: Option<u32>,
+    pub(crate) roster_size: Option<u32>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) node: Vec<FileNode>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) image: Vec<FileImage>,
 }
 
-#[derive(Debug, Deserialize)]
+/// A node of the TOML file.
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct FileNode {
-    name: NodeName,
-    mac: Option<String>,
-    serial: Option<String>,
-    ek: Option<String>,
-    #[serde(default)]
-    dhcp: bool,
-    #[serde(default)]
-    approval: bool,
-    #[serde(default)]
-    request: bool,
-    #[serde(default)]
-    addresses: Vec<String>,
-    gateway: Option<String>,
-    #[serde(default)]
-    dns: Vec<String>,
+pub struct FileNode {
+    pub(crate) name: NodeName,
+    pub(crate) mac: Option<String>,
+    pub(crate) serial: Option<String>,
+    pub(crate) ek: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) dhcp: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) approval: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) request: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) addresses: Vec<String>,
+    pub(crate) gateway: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) dns: Vec<String>,
 }
 
-#[derive(Debug, Deserialize)]
+/// An image of the TOML file.
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct FileImage {
-    name: String,
-    archive: PathBuf,
+pub struct FileImage {
+    pub(crate) name: String,
+    pub(crate) archive: PathBuf,
 }
 
 /// `NAME[,key=value]…` -> a node.
@@ -270,7 +273,7 @@ fn is_receipt(bytes: &[u8]) -> bool {
         .is_ok_and(|envelope| envelope.payload_type() == RECEIPT_PAYLOAD_TYPE)
 }
 
-fn parse_image(text: &str) -> Result<(String, PathBuf), String> {
+pub fn parse_image(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
         Some((name, file)) if !name.is_empty() && !file.is_empty() => Ok((name.to_owned(), file.into())),
         _ => Err(format!("`{text}` is not NAME=FILE")),
@@ -306,15 +309,22 @@ fn read_file(path: &Path) -> Result<PlanFile, Failure> {
     toml::from_str(&text).map_err(|e| Failure::Invalid(anyhow!("`{}`: {e}", path.display())))
 }
 
+/// What the person at the terminal says, who then sees how to say it at once.
+fn asked() -> Result<PlanFile, Failure> {
+    let file = ask::plan(&mut std::io::stdin().lock(), &mut std::io::stderr())?;
+    let text = toml::to_string(&file).context("failed to write TOML")?;
+    eprintln!("\nThe same again, without questions: --from FILE, the file being\n\n{text}");
+    Ok(file)
+}
+
 impl PlanArgs {
-    /// The plan: the file first, then the flags.
+    /// The plan: the file first, then the flags. A person who gave neither is asked.
     pub fn resolve(self) -> Result<Plan, Failure> {
-        let file = self
-            .from
-            .as_deref()
-            .map(read_file)
-            .transpose()?
-            .unwrap_or_default();
+        let file = match &self.from {
+            Some(path) => read_file(path)?,
+            None if self == Self::default() && std::io::stdin().is_terminal() => asked()?,
+            None => PlanFile::default(),
+        };
         let base = self
             .from
             .as_deref()

@@ -3,11 +3,12 @@
 use crate::chance;
 use crate::disk::in_words;
 use crate::failure::Failure;
+use crate::vendor::Unproven;
 use anyhow::Context as _;
 use beemesh_ids::{Digest, FabricId, NodeName, PeerId};
 use beemesh_joinpack_format::{
-    KeyOrder, KeyOrders, Manifest, NodeEntry, Outcome, Part, PartKind, Receipt, ReceiptMachine, Refusal,
-    RevocationSet, Revocations, Role, RootChain, TimeSource, Timestamp,
+    ApprovalCode, KeyOrder, KeyOrders, Manifest, NodeEntry, Outcome, Part, PartKind, Receipt, ReceiptMachine,
+    Refusal, Request, RevocationSet, Revocations, Role, RootChain, TimeSource, Timestamp,
 };
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -406,6 +407,122 @@ fn outcome_in_words(receipt: &ReceiptView) -> String {
     match parts.is_empty() {
         true => receipt.result.to_owned(),
         false => format!("{}: {}", receipt.result, parts.join("; ")),
+    }
+}
+
+/// A request that is answered.
+#[derive(Debug, Serialize)]
+pub struct AnswerView {
+    /// Path of the request on the stick.
+    pub file: String,
+    /// The name that its machine gets.
+    pub node: NodeName,
+    /// The machine.
+    pub peer_id: Option<PeerId>,
+    /// What the machine's console shows.
+    pub code: Option<ApprovalCode>,
+    /// Cards, serial number, TPM.
+    pub machine: Option<ReceiptMachine>,
+    /// When it asked, by its own clock.
+    pub at: Option<Timestamp>,
+    /// The root of the TPM's maker; `None`: not proven.
+    pub maker: Option<String>,
+    /// Why it is not proven.
+    pub unproven: Option<String>,
+}
+
+impl AnswerView {
+    /// The view of a request (path, content, proof) whose machine becomes `node`.
+    pub fn new(node: &NodeName, request: Option<(&str, &Request, &Result<String, Unproven>)>) -> Self {
+        let content = request.map(|(_, request, _)| request);
+        let proof = request.map(|(_, _, proof)| proof);
+        Self {
+            file: request.map(|(file, ..)| file.to_owned()).unwrap_or_default(),
+            node: node.clone(),
+            peer_id: content.map(|request| request.peer_id.clone()),
+            code: content.map(|request| ApprovalCode::of(&request.fabric, &request.peer_id)),
+            machine: content.map(|request| request.machine.clone()),
+            at: content.map(|request| request.at),
+            maker: proof.and_then(|proof| proof.as_ref().ok().cloned()),
+            unproven: proof.and_then(|proof| proof.as_ref().err().map(ToString::to_string)),
+        }
+    }
+}
+
+/// A request that is not answered.
+#[derive(Debug, Serialize)]
+pub struct RefusedView {
+    /// Path on the stick.
+    pub file: String,
+    /// A word.
+    pub code: &'static str,
+    /// A sentence.
+    pub message: String,
+}
+
+impl RefusedView {
+    /// The view of a refusal.
+    pub fn new(file: &str, why: &(&'static str, String)) -> Self {
+        Self {
+            file: file.to_owned(),
+            code: why.0,
+            message: why.1.clone(),
+        }
+    }
+}
+
+/// What becomes of the requests on a stick.
+#[derive(Debug, Serialize)]
+pub struct AnswersView {
+    /// `answered`, `would-answer` or `refused`.
+    pub result: &'static str,
+    /// Serial of the pack that answers.
+    pub serial: String,
+    /// Until when it can be used.
+    pub expires: Timestamp,
+    /// The machines that get a place.
+    pub answers: Vec<AnswerView>,
+    /// Those that do not.
+    pub refused: Vec<RefusedView>,
+}
+
+impl AnswersView {
+    /// Everything in words.
+    pub fn in_words(&self) -> String {
+        let mut text = String::new();
+        if self.result != "refused" {
+            let will = if self.result == "answered" {
+                ""
+            } else {
+                "would be "
+            };
+            text += &format!(
+                "{will}answered by pack {}, valid until {}: compare each code with the one that the machine's console shows\n",
+                self.serial, self.expires
+            );
+            let rows = self.answers.iter().map(|answer| {
+                vec![
+                    answer.node.to_string(),
+                    answer.code.as_ref().map(ToString::to_string).unwrap_or_default(),
+                    answer.machine.as_ref().map(machine_in_words).unwrap_or_default(),
+                    match (&answer.maker, &answer.unproven) {
+                        (Some(maker), _) => format!("a TPM by {maker}"),
+                        (None, Some(why)) => format!("UNPROVEN: {why}"),
+                        (None, None) => "UNPROVEN".to_owned(),
+                    },
+                    answer.file.clone(),
+                ]
+            });
+            text += &table(&["NODE", "CODE", "MACHINE", "PROOF", "REQUEST"], rows);
+        }
+        if !self.refused.is_empty() {
+            let rows = self
+                .refused
+                .iter()
+                .map(|one| vec![one.file.clone(), one.code.to_owned(), one.message.clone()]);
+            text += &table(&["NOT ANSWERED", "WORD", "WHY"], rows);
+        }
+        text
     }
 }
 

@@ -174,6 +174,41 @@ impl Target {
         }
     }
 
+    /// Puts another `joinpack.json` in the place of the one that is there, for the same blobs, and reads it back. The old one
+    /// stays until the new one is whole; then the files `done` are removed.
+    pub fn replace(&self, joinpack: &[u8], roots: &RootChain, done: &[String]) -> Result<(), Failure> {
+        match self {
+            Self::Folder(dir) => put_manifest(dir, joinpack)?,
+            Self::Image(path, place) | Self::Stick(path, place) => replace_fat(path, *place, joinpack)?,
+            Self::NewImage(path) | Self::BlankStick(path) => {
+                invalid!("`{}` holds no pack", path.display())
+            }
+        }
+        let media = Media::open(self.path())?;
+        let (bytes, pack) = media.pack()?;
+        if bytes != joinpack {
+            return Err(not_what_was_written(self.path()));
+        }
+        let pack = pack.verify(Some(roots), Timestamp::EPOCH, None)?;
+        pack.check_listing(media.listing()?)?;
+        drop(media);
+        self.remove(done)
+    }
+
+    fn remove(&self, names: &[String]) -> Result<(), Failure> {
+        match self {
+            Self::Folder(dir) => names.iter().try_for_each(|name| remove_if_there(&dir.join(name))),
+            Self::Image(path, place) | Self::Stick(path, place) => {
+                let fs = disk::open(path, *place, true)?;
+                names
+                    .iter()
+                    .try_for_each(|name| remove_fat(&fs.root_dir(), name))?;
+                close(fs, path)
+            }
+            Self::NewImage(_) | Self::BlankStick(_) => Ok(()),
+        }
+    }
+
     /// Writes the pack and reads it back.
     pub fn write(&self, content: &Content<'_>, roots: &RootChain) -> Result<(), Failure> {
         let bar = ProgressBar::new(content.bytes().saturating_mul(2));
@@ -225,21 +260,24 @@ fn read_back(
     let (bytes, _) = media.pack()?;
     let again = Pack::parse(&bytes)?.verify(Some(roots), Timestamp::EPOCH, None)?;
     if bytes != content.joinpack {
-        return Err(anyhow!(
-            "`{}` holds another `joinpack.json` than was written: replace the stick",
-            path.display()
-        )
-        .into());
+        return Err(not_what_was_written(path));
     }
     media.check_blobs(&again, progress)
 }
 
+fn not_what_was_written(path: &Path) -> Failure {
+    anyhow!(
+        "`{}` holds another `joinpack.json` than was written: replace the stick",
+        path.display()
+    )
+    .into()
+}
+
 fn write_folder(dir: &Path, content: &Content<'_>, bar: &ProgressBar) -> Result<(), Failure> {
     let context = |path: &Path| format!("failed to write `{}`", path.display());
-    let manifest = dir.join("joinpack.json");
     let blobs = dir.join("blobs/sha256");
     fs::create_dir_all(&blobs).with_context(|| context(&blobs))?;
-    remove_if_there(&manifest)?;
+    remove_if_there(&dir.join("joinpack.json"))?;
     clear_folder(&dir.join("blobs"), content)?;
     for (digest, size) in &content.blobs {
         let path = dir.join(blob_path(digest));
@@ -253,15 +291,56 @@ fn write_folder(dir: &Path, content: &Content<'_>, bar: &ProgressBar) -> Result<
             .and_then(|()| file.sync_all())
             .with_context(|| context(&path))?;
     }
-    let staging = dir.join(".joinpack.json.new");
+    put_manifest(dir, &content.joinpack)
+}
+
+/// Puts `joinpack.json` into a folder at once.
+fn put_manifest(dir: &Path, joinpack: &[u8]) -> Result<(), Failure> {
+    let (manifest, staging) = (dir.join("joinpack.json"), dir.join(".joinpack.json.new"));
     let write = || {
         let mut file = File::create(&staging)?;
-        file.write_all(&content.joinpack)?;
+        file.write_all(joinpack)?;
         file.sync_all()?;
         fs::rename(&staging, &manifest)?;
         File::open(dir)?.sync_all()
     };
-    Ok(write().with_context(|| context(&manifest))?)
+    Ok(write().with_context(|| format!("failed to write `{}`", manifest.display()))?)
+}
+
+/// FAT cannot rename over a file: the new manifest lies whole beside the old one, read back from the medium, before two entries
+/// of the root folder change.
+fn replace_fat(path: &Path, place: Place, joinpack: &[u8]) -> Result<(), Failure> {
+    const STAGING: &str = "joinpack.new";
+    let context = || format!("failed to write to `{}`", path.display());
+    let fs = disk::open(path, place, true)?;
+    remove_fat(&fs.root_dir(), STAGING)?;
+    let stats = fs.stats().context("failed to read the free space")?;
+    let needed = (joinpack.len() as u64).div_ceil(u64::from(stats.cluster_size()).max(1)) + 2;
+    if needed > u64::from(stats.free_clusters()) {
+        invalid!(
+            "`{}` has no room for another `joinpack.json` beside the old one: make room, or make a new stick",
+            path.display()
+        );
+    }
+    let write = || {
+        let root = fs.root_dir();
+        let mut file = root.create_file(STAGING)?;
+        file.write_all(joinpack)?;
+        file.flush()
+    };
+    write().with_context(context)?;
+    close(fs, path)?;
+    let written = Media::Fat(Box::new(disk::open(path, place, false)?)).read(STAGING, joinpack.len())?;
+    if written.as_deref() != Some(joinpack) {
+        return Err(not_what_was_written(path));
+    }
+    let fs = disk::open(path, place, true)?;
+    remove_fat(&fs.root_dir(), "joinpack.json")?;
+    let root = fs.root_dir();
+    root.rename(STAGING, &root, "joinpack.json")
+        .with_context(context)?;
+    drop(root);
+    close(fs, path)
 }
 
 /// Leaves holes where a piece holds nothing but zeros: images of disks stay as small as they were.
@@ -309,6 +388,12 @@ fn write_fat(path: &Path, place: Place, content: &Content<'_>, bar: &ProgressBar
         Failure::Failed(error) => Failure::Failed(error.context(context())),
         other => other,
     })?;
+    close(fs, path)
+}
+
+/// Everything is on the medium after this.
+fn close(fs: Fat, path: &Path) -> Result<(), Failure> {
+    let context = || format!("failed to write to `{}`", path.display());
     fs.unmount().with_context(context)?;
     let file = OpenOptions::new()
         .read(true)

@@ -499,3 +499,51 @@ fn newer_pack_has_a_greater_serial() {
     );
     assert_eq!(serial("third"), "7ZZZZZZZZZZZZZZZZZZZZZZZZZ");
 }
+
+#[test]
+fn person_at_a_terminal_is_asked_and_the_file_that_is_shown_says_the_same() {
+    use std::io::Write as _;
+    let dir = bench();
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    let run = std::process::Command::new(bench::BINARY)
+        .args(["create", "--fabric", "fab", "--out", "asked", "-o", "json"])
+        .current_dir(dir.path())
+        .stdin(terminal.slave)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut person = fs::File::from(terminal.master);
+    person
+        .write_all(b"2\nyes\n\nyes\nyes\nshop\nweb=web.tar\n\n7d\n")
+        .unwrap();
+    let output = run.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    let view: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (
+            &view["cell"],
+            &view["requests"],
+            &view["vouchers"],
+            &view["images"][0]["name"]
+        ),
+        (&"shop".into(), &true.into(), &2.into(), &"web".into())
+    );
+    // What is shown after the questions is a file that makes such a pack.
+    let file = said.split("the file being").nth(1).unwrap();
+    fs::write(dir.path().join("plan.toml"), file).unwrap();
+    let line = "create --fabric fab --out again --from plan.toml -o json";
+    let again = done(dir.path(), &line.split_whitespace().collect::<Vec<_>>()).json();
+    for part in [
+        "cell",
+        "requests",
+        "vouchers",
+        "images",
+        "nodes",
+        "found",
+        "blank_disk",
+    ] {
+        assert_eq!(again[part], view[part], "{part}");
+    }
+}
