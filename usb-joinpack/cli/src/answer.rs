@@ -113,6 +113,7 @@ pub fn answer(arguments: AnswerArgs) -> Result<(), Failure> {
     }
     let (mut asking, mut refused) = read_requests(&media, &pack, vendors.as_ref())?;
     drop(media);
+    check_names(&arguments.names, &asking, &refused)?;
     settle(&fabric, &mut asking, &mut refused, arguments.accept_unproven)?;
     let draft = draft(&fabric, &pack, &asking, &arguments, &mut refused)?;
     let stands = draft.places.is_empty() || !(refused.is_empty() || arguments.skip_refused);
@@ -240,6 +241,22 @@ fn decode(text: &str) -> Result<Vec<u8>, Why> {
     })
 }
 
+/// Refuses a name for a machine of which there is no request, good or bad: what is wrong with a bad one is said of itself.
+fn check_names(
+    names: &[(String, NodeName)],
+    asking: &[Asking],
+    refused: &[(String, Why)],
+) -> Result<(), Failure> {
+    for (machine, name) in names {
+        let file = format!("requests/{machine}.json");
+        let there = asking.iter().any(|one| is_called(one, machine));
+        if !there && refused.iter().all(|(other, _)| *other != file) {
+            invalid!("--name {machine}={name}: no request is of `{machine}`");
+        }
+    }
+    Ok(())
+}
+
 /// Takes out what is not answered: a second request of one TPM, and what is not proven.
 fn settle(
     fabric: &Fabric,
@@ -346,7 +363,6 @@ fn draft(
         rows,
         before: fabric.answered()?,
     };
-    names.check_given(asking)?;
     let mut places = Vec::new();
     for (index, one) in asking.iter().enumerate() {
         match names.place(&manifest, one) {
@@ -424,15 +440,6 @@ struct Names<'a> {
 }
 
 impl Names<'_> {
-    fn check_given(&self, asking: &[Asking]) -> Result<(), Failure> {
-        for (machine, name) in self.given {
-            if !asking.iter().any(|one| is_called(one, machine)) {
-                invalid!("--name {machine}={name}: no request that can be answered is of `{machine}`");
-            }
-        }
-        Ok(())
-    }
-
     /// The place that a machine gets in the pack that answers.
     fn place(&mut self, manifest: &Manifest, one: &Asking) -> Result<NodeEntry, Why> {
         let machine = one.request.machine();

@@ -225,6 +225,9 @@ fn tpm_that_no_maker_vouches_for_is_answered_only_by_an_operator_who_says_so() {
     leave(&folder, 1, &request(&folder, 1, &Chip::new(), &maker));
     let before = fs::read(folder.join("joinpack.json")).unwrap();
     ends(at, &line(""), 3, "no vendor roots were given");
+    // A name given to it does not hide why.
+    let named = format!("--name {}=till-1", peer(1).short());
+    ends(at, &line(&named), 3, "no vendor roots were given");
     Maker::new("others").save(&at.join("others"), true);
     ends(
         at,

@@ -327,7 +327,8 @@ fn every_bad_vector_is_refused_with_its_word() {
                 args.extend([if flag == "ek" { "--ek" } else { "--serial" }, value]);
             }
         }
-        if vector["pad_to"].is_number() {
+        // What `verify` is not asked about: sizes before reading, and the requests beside a pack.
+        if vector["pad_to"].is_number() || vector["request"].is_string() {
             continue;
         }
         seen += 1;
