@@ -276,7 +276,8 @@ impl World {
     fn add(&mut self, alter: impl FnOnce(&mut MemberInfo)) -> usize {
         let n = self.nodes.len();
         let mut key = [0; 32];
-        key[..8].copy_from_slice(&(n as u64 + 1).to_be_bytes());
+        // Spread as keys are: neighbours in one order are none in the other.
+        key[..8].copy_from_slice(&(n as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
         let peer = PeerId::from_ed25519(&key);
         let mut member = MemberInfo {
             name: format!("node-{n}").parse().unwrap(),
