@@ -16,7 +16,7 @@ use beemesh_agent_sched::{
 use beemesh_ids::PeerId;
 use beemesh_joinpack_format::{Envelope, RevocationSet, Source, limits};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 /// Events for people that are remembered; all are counted.
 const EVENTS: usize = 20_000;
@@ -170,7 +170,7 @@ pub struct World {
     pub authority: Authority,
     /// Members that all of these know from before.
     founders: Vec<(PeerId, MemberInfo)>,
-    by_peer: BTreeMap<PeerId, usize>,
+    by_peer: HashMap<PeerId, usize>,
     /// By millisecond, then in order.
     queue: BTreeMap<u64, VecDeque<(usize, u64, What)>>,
     told: BTreeMap<&'static str, usize>,
@@ -194,7 +194,7 @@ impl World {
             traffic: Traffic::default(),
             authority: Authority::default(),
             founders: Vec::new(),
-            by_peer: BTreeMap::new(),
+            by_peer: HashMap::new(),
             queue: BTreeMap::new(),
             told: BTreeMap::new(),
             ulid: 0,
