@@ -13,7 +13,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// Vouchers that a roster knows: eight of the largest cells.
+/// Vouchers that a roster knows: four of the largest cells.
 pub const MEMBERS: usize = 4096;
 /// Keys in conflict that wait to be said; further ones are refused all the same.
 const CONFLICTS: usize = 64;

@@ -31,15 +31,26 @@ impl Cell {
     /// Whether every member that may be alive has said what it holds, under the roster that this node has.
     ///
     /// One that is alive but says nothing to this node (no connection, another roster) is waited for only so long.
-    pub(crate) fn is_everyone_heard(&self) -> bool {
+    pub(crate) fn is_everyone_heard(&mut self) -> bool {
         let patience = self.config.tuning.unknown_ms.saturating_mul(2);
         let waited = self.now.since(self.roster_since.max(self.started));
-        let roster = self.roster.digest();
-        self.roster.active().all(|(peer, _)| {
-            let view = self.views.get(peer);
-            let heard = view.is_some_and(|view| view.is_heard_under(roster));
-            *peer == self.config.me || heard || !self.may_be_alive(peer) || waited >= patience
-        })
+        if waited >= patience {
+            return true;
+        }
+        // Whoever was missing last is looked at first: in a large cell many others come before it.
+        let missing = self.missing.take().filter(|peer| self.is_missing(peer));
+        self.missing = missing.or_else(|| {
+            let mut members = self.roster.active().map(|(peer, _)| peer);
+            members.find(|peer| self.is_missing(peer)).cloned()
+        });
+        self.missing.is_none()
+    }
+
+    /// A member that may be alive and has not said what it holds under this roster.
+    fn is_missing(&self, peer: &PeerId) -> bool {
+        let view = self.views.get(peer);
+        let heard = view.is_some_and(|view| view.is_heard_under(self.roster.digest()));
+        !heard && *peer != self.config.me && self.roster.contains(peer) && self.may_be_alive(peer)
     }
 
     /// A member's new body: adopt its grants, lay its ghosts, settle who of two copies stays.
@@ -101,11 +112,12 @@ impl Cell {
         let same_roster = claim.roster == self.roster.digest() && asked;
         let running = self.copies(&claim.key).into_iter();
         let running = running.filter(|(peer, pod)| peer != from && pod.stage != Stage::Claiming);
+        let running = running.map(|(peer, _)| peer).next();
         let judged = Judged {
             from,
             same_roster,
             settled: self.recovered && self.is_everyone_heard(),
-            running: running.map(|(peer, _)| peer).next(),
+            running,
             leased_until: (claim.third && self.leases_needed()).then(|| {
                 self.now.after(
                     self.config

@@ -74,6 +74,8 @@ pub struct Cell {
     /// The next tick is early enough.
     pub(crate) scan_late: bool,
     pub(crate) roster_since: Millis,
+    /// A member that was not heard under this roster when it was last looked for.
+    pub(crate) missing: Option<PeerId>,
     maintained: Millis,
     announced: Millis,
     /// SWIM introductions that this tick still allows.
@@ -138,6 +140,7 @@ impl Cell {
             scan_due: true,
             scan_late: false,
             roster_since: now,
+            missing: None,
             maintained: now,
             announced: now,
             announces: ANNOUNCES,
@@ -237,15 +240,11 @@ impl Cell {
         if now.since(self.announced) >= 2000 {
             self.announced = now;
             let silent = self.connected.iter().filter(|peer| !self.membership.is_up(peer));
+            let mut silent: Vec<PeerId> = silent.cloned().collect();
             // Others each time: one that does not answer must not keep the rest waiting.
-            let silent: BTreeSet<PeerId> = silent.cloned().collect();
-            let mut all: Vec<PeerId> = silent.into_iter().collect();
-            for _ in 0..ANNOUNCES.saturating_mul(4) {
-                if all.is_empty() {
-                    break;
-                }
-                let chosen = self.rng.random_range(0..all.len());
-                let effects = self.membership.announce(now, &all.swap_remove(chosen));
+            for _ in 0..silent.len().min(ANNOUNCES.saturating_mul(4)) {
+                let chosen = self.rng.random_range(0..silent.len());
+                let effects = self.membership.announce(now, &silent.swap_remove(chosen));
                 self.carry_out(effects);
             }
         }

@@ -12,25 +12,32 @@ use std::collections::BTreeMap;
 use std::num::{NonZeroU8, NonZeroUsize};
 use std::time::Duration;
 
-/// A peer in one of its lives.
+/// A peer in one of its lives. The key instead of its text: SWIM looks at all members for each update of one, and each datagram
+/// names hundreds.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Life {
-    peer: PeerId,
+    key: [u8; 32],
     generation: u64,
 }
 
+impl Life {
+    fn peer(&self) -> PeerId {
+        PeerId::from_ed25519(&self.key)
+    }
+}
+
 impl Identity for Life {
-    type Addr = PeerId;
+    type Addr = [u8; 32];
 
     fn renew(&self) -> Option<Self> {
         Some(Self {
-            peer: self.peer.clone(),
+            key: self.key,
             generation: self.generation.checked_add(1)?,
         })
     }
 
-    fn addr(&self) -> PeerId {
-        self.peer.clone()
+    fn addr(&self) -> [u8; 32] {
+        self.key
     }
 
     fn win_addr_conflict(&self, adversary: &Self) -> bool {
@@ -91,6 +98,7 @@ impl Runtime<Life> for &mut Collected {
 }
 
 pub(crate) struct Membership {
+    me: PeerId,
     foca: Foca<Life, PostcardCodec, SmallRng, foca::NoCustomBroadcast>,
     /// By time, then by order of submission.
     timers: BTreeMap<(Millis, u64), Timer<Life>>,
@@ -106,10 +114,11 @@ impl Membership {
     /// `boot` is the number of this start, from 1.
     pub(crate) fn new(me: PeerId, boot: u64, seed: u64, tuning: &Tuning, now: Millis) -> Self {
         let life = Life {
-            peer: me,
+            key: me.to_ed25519(),
             generation: boot.saturating_mul(RENEWALS),
         };
         Self {
+            me,
             foca: Foca::new(
                 life,
                 swim_config(tuning),
@@ -143,21 +152,23 @@ impl Membership {
     }
 
     pub(crate) fn is_up(&self, peer: &PeerId) -> bool {
-        matches!(self.liveness.get(peer), Some(Liveness::Up)) || *peer == self.foca.identity().peer
+        matches!(self.liveness.get(peer), Some(Liveness::Up)) || *peer == self.me
     }
 
     pub(crate) fn is_suspect(&self, peer: &PeerId) -> bool {
+        let key = peer.to_ed25519();
         self.foca
             .iter_members()
-            .any(|member| member.id().peer == *peer && member.state() == foca::State::Suspect)
+            .any(|member| member.id().key == key && member.state() == foca::State::Suspect)
     }
 
     /// Generation of a peer as far as SWIM knows it; 0 where it does not.
     pub(crate) fn known_generation(&self, peer: &PeerId) -> u64 {
+        let key = peer.to_ed25519();
         let mut lives = self
             .foca
             .iter_membership_state()
-            .filter(|member| member.id().peer == *peer);
+            .filter(|member| member.id().key == key);
         lives.next().map_or(0, |member| member.id().generation)
     }
 
@@ -199,7 +210,7 @@ impl Membership {
     /// Introduces this node to a peer.
     pub(crate) fn announce(&mut self, now: Millis, peer: &PeerId) -> Vec<SwimEffect> {
         let life = Life {
-            peer: peer.clone(),
+            key: peer.to_ed25519(),
             generation: self.known_generation(peer),
         };
         let mut effects = Vec::new();
@@ -213,7 +224,7 @@ impl Membership {
         let boot = (generation / RENEWALS).saturating_add(1);
         if generation > self.generation() && boot < u64::MAX / RENEWALS {
             let life = Life {
-                peer: self.foca.identity().peer.clone(),
+                key: self.foca.identity().key,
                 generation: boot * RENEWALS,
             };
             self.run(now, &mut effects, |foca, runtime| {
@@ -239,18 +250,19 @@ impl Membership {
         }
         for (life, up) in collected.changes {
             let state = if up { Liveness::Up } else { Liveness::Down(now) };
-            let before = self.liveness.insert(life.peer.clone(), state);
+            let peer = life.peer();
+            let before = self.liveness.insert(peer.clone(), state);
             match (before, up) {
                 (Some(Liveness::Up), true) | (Some(Liveness::Down(_)), false) => {}
-                (_, true) => effects.push(SwimEffect::Up(life.peer)),
-                (_, false) => effects.push(SwimEffect::Down(life.peer)),
+                (_, true) => effects.push(SwimEffect::Up(peer)),
+                (_, false) => effects.push(SwimEffect::Down(peer)),
             }
         }
         effects.extend(
             collected
                 .sends
                 .into_iter()
-                .map(|(life, data)| SwimEffect::Send(life.peer, data)),
+                .map(|(life, data)| SwimEffect::Send(life.peer(), data)),
         );
         done
     }

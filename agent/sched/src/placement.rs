@@ -238,7 +238,6 @@ impl Cell {
         let mut missing: Vec<(Key, Millis)> = Vec::new();
         let mut lost: Vec<(Key, bool)> = Vec::new();
         let mut wanted = BTreeSet::new();
-        let settled = self.recovered && self.is_everyone_heard();
         for (workload, entry) in self.desired.iter() {
             let replicas = entry.spec().map_or(0, |spec| spec.replicas);
             let mut placer: Option<(u32, bool)> = None;
@@ -283,7 +282,7 @@ impl Cell {
                     entry.accepted_at
                 };
                 let since = *self.placer.missing.entry(key.clone()).or_insert(from);
-                if mine && settled {
+                if mine {
                     missing.push((key, since));
                 }
             }
@@ -298,6 +297,9 @@ impl Cell {
         self.placer.missing.retain(|key, _| wanted.contains(key));
         self.placer.waits.retain(|key, _| wanted.contains(key));
         self.placer.flights.retain(|key, _| wanted.contains(key));
+        if missing.is_empty() || !self.recovered || !self.is_everyone_heard() {
+            return;
+        }
         for (key, since) in missing {
             let waits = self
                 .placer

@@ -15,9 +15,9 @@ pub const PLACEMENT_MS: u64 = 500;
 /// After a partition heals, and after half of the nodes were killed: all is right again within this (P3, P4).
 pub const HEAL_MS: u64 = 60_000;
 /// Switched on to each connected with each, with time to spare.
-const SETTLE_MS: u64 = 6000;
+const SETTLE_MS: u64 = 4000;
 /// For how long an idle cell is listened to.
-const IDLE_MS: u64 = 2000;
+const IDLE_MS: u64 = 1000;
 
 /// What is played.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

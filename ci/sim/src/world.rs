@@ -16,7 +16,7 @@ use beemesh_agent_sched::{
 use beemesh_ids::PeerId;
 use beemesh_joinpack_format::{Envelope, RevocationSet, Source, limits};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 /// Events for people that are remembered; all are counted.
 const EVENTS: usize = 20_000;
@@ -170,7 +170,7 @@ pub struct World {
     pub authority: Authority,
     /// Members that all of these know from before.
     founders: Vec<(PeerId, MemberInfo)>,
-    by_peer: BTreeMap<PeerId, usize>,
+    by_peer: HashMap<PeerId, usize>,
     /// By millisecond, then in order.
     queue: BTreeMap<u64, VecDeque<(usize, u64, What)>>,
     told: BTreeMap<&'static str, usize>,
@@ -194,7 +194,7 @@ impl World {
             traffic: Traffic::default(),
             authority: Authority::default(),
             founders: Vec::new(),
-            by_peer: BTreeMap::new(),
+            by_peer: HashMap::new(),
             queue: BTreeMap::new(),
             told: BTreeMap::new(),
             ulid: 0,
@@ -276,7 +276,8 @@ impl World {
     fn add(&mut self, alter: impl FnOnce(&mut MemberInfo)) -> usize {
         let n = self.nodes.len();
         let mut key = [0; 32];
-        key[..8].copy_from_slice(&(n as u64 + 1).to_be_bytes());
+        // Spread as keys are: neighbours in one order are none in the other.
+        key[..8].copy_from_slice(&(n as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
         let peer = PeerId::from_ed25519(&key);
         let mut member = MemberInfo {
             name: format!("node-{n}").parse().unwrap(),

@@ -38,7 +38,7 @@ pub const ROOTS: usize = 1024;
 pub const KEYS: usize = 64;
 /// Parts of the scope of one operator's key.
 pub const SCOPE: usize = 32;
-/// Nodes in a manifest: the largest cell.
+/// Nodes in a manifest. A larger cell takes several packs.
 pub const NODES: usize = 512;
 /// Vouchers in a manifest.
 pub const VOUCHERS: usize = 512;
