@@ -10,7 +10,7 @@ use crate::start::{Options, run};
 use crate::store::Store;
 use beemesh_agent_api::record::CHANGE_PAYLOAD_TYPE;
 use beemesh_agent_api::{Change, parse_manifests};
-use beemesh_agent_fabric::{Admission, Denial, Fabric, FabricConfig, FabricEvent};
+use beemesh_agent_fabric::{Admission, Credentials, Denial, Fabric, FabricConfig, FabricEvent};
 use beemesh_agent_sched::MemberInfo;
 use beemesh_agent_sched::wire::{Blob, Message};
 use beemesh_ids::PeerId;
@@ -112,12 +112,12 @@ async fn member(folder: &Path, number: u8, node: &str) -> Options {
     std::fs::create_dir_all(options.run_path(path::AGENT_SOCKET).parent().unwrap()).unwrap();
     let store = Store::open(&options.state.join("agent")).unwrap();
     let journal = Journal::new(options.run_path(path::CONSOLE));
-    let node_key = identity::load(&options.state.join("identity"), None, &journal)
+    let (node_key, _) = identity::load(&options.state.join("identity"), None, None, &journal)
         .await
         .unwrap();
     let document = FabricDocument {
         roots: limited().envelopes().to_vec(),
-        membership: membership(number, node, &node_key.peer_id()),
+        membership: membership(number, node, &node_key.now().peer_id()),
         serial: "01KDVKFD00000000000000000A".to_owned(),
         peers: Vec::new(),
         network: NetworkConfig::default(),
@@ -177,8 +177,12 @@ struct Rogue {
 impl Rogue {
     fn start(secret: &SecretKey, credential: &Membership, to: &[&Options]) -> Self {
         let config = FabricConfig {
-            secret: secret.to_bytes(),
-            credential: credential.to_bytes(),
+            credentials: Credentials {
+                secret: secret.to_bytes(),
+                generation: 0,
+                credential: credential.to_bytes(),
+            },
+            node: None,
             admission: Arc::new(Everybody),
             listen_port: 0,
             bootstrap: to
@@ -280,6 +284,7 @@ async fn attacks(folder: &Path) {
         voucher_id: voucher.id,
         redeemed: 0,
         credential: credential.to_bytes(),
+        key: Default::default(),
     };
     rogue.send(&peers, &Message::Members(vec![(friend.clone(), info)]));
     let mut at_the_door = Rogue::start(&friend_secret, &credential, &all);
