@@ -22,6 +22,8 @@ mod petitions;
 mod query;
 mod reserve;
 mod rest;
+#[cfg(test)]
+mod rogue;
 mod roots;
 mod start;
 mod stick;

@@ -72,13 +72,16 @@ fn blob_is_read_once_and_what_was_checked_is_what_is_used() {
             };
             count.fetch_add(1, Ordering::SeqCst);
             let _ = fifo.write_all(&bytes);
+            drop(fifo);
+            // The reader has come to the end by then; whoever opens it again gets the other bytes.
+            std::thread::sleep(Duration::from_secs(2));
         }
     });
     bench.stage().unwrap();
     let staged = bench.staging().join(bench.digest.hex());
     assert!(fs::read(&staged).unwrap() == bench.good);
     // Whoever is still to open it would have by now.
-    std::thread::sleep(Duration::from_millis(100));
+    std::thread::sleep(Duration::from_secs(3));
     assert_eq!(
         opened.load(Ordering::SeqCst),
         1,

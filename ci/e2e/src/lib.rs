@@ -5,6 +5,7 @@
 pub mod bench;
 pub mod binaries;
 pub mod guest;
+pub mod hostile;
 pub mod nginx;
 pub mod planted;
 pub mod site;

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use beemesh_agent_runtime::fixture::{Archive, Defect, Layer};
+use beemesh_ci_e2e::hostile::Hostile;
 use beemesh_ci_e2e::site::{Serving, wait_until};
 use beemesh_ci_e2e::{Binaries, Site, SiteOptions, nginx};
 use beemesh_ci_testkit::{Stick, StickImage};
@@ -163,6 +164,36 @@ fn refuse(site: &mut Site, bad: &Bad) {
     );
 }
 
+/// Sticks whose file system was tampered with, and what the box says to each. They are made of the site's own good pack.
+fn hostile_sticks(site: &Site) -> Vec<(&'static str, PathBuf, &'static str)> {
+    type Edit = fn(&mut Hostile) -> anyhow::Result<()>;
+    let good = site.folder.join("hostile-good.img");
+    StickImage::from_folder(&good, 64, &site.folder.join("pack")).unwrap();
+    let edits: [(&str, Edit, &str); 7] = [
+        ("cross", Hostile::cross_link, "refused (malformed)"),
+        ("endless", Hostile::endless_file, "refused (wrong-size)"),
+        ("circle", Hostile::endless_folder, "refused (read-failed)"),
+        ("itself", Hostile::folder_in_itself, "refused (read-failed)"),
+        (
+            "crowd",
+            |stick| stick.huge_folder(20_000),
+            "refused (limit-exceeded)",
+        ),
+        ("table", Hostile::lying_table, "refused (read-failed)"),
+        ("broken", Hostile::unmountable, "cannot be read: it is damaged"),
+    ];
+    edits
+        .into_iter()
+        .map(|(id, edit, words)| {
+            let mut stick = Hostile::open(&good).unwrap();
+            edit(&mut stick).unwrap();
+            let image = site.folder.join(format!("hostile-{id}.img"));
+            stick.write(&image).unwrap();
+            (id, image, words)
+        })
+        .collect()
+}
+
 /// What an operator sends to the node is no more trusted than a stick.
 fn bad_images_are_refused_in_words(site: &Site) {
     let ctl = site.ctl(0).unwrap();
@@ -242,6 +273,13 @@ fn bad_sticks_are_refused_in_words_and_the_good_one_is_taken_without_a_reboot() 
     let bad = bad_sticks(&site);
     for stick in &bad {
         refuse(&mut site, stick);
+    }
+    for (id, image, words) in hostile_sticks(&site) {
+        let machine = &mut site.nodes[0].machine;
+        let mark = machine.console().mark();
+        machine.plug(Stick::data(id, &image)).unwrap();
+        machine.console().wait_for_after(mark, words, REACTION).unwrap();
+        machine.unplug(id).unwrap();
     }
 
     // Pulled out in the middle of reading: said, and the box is still a stranger.

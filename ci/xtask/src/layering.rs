@@ -76,6 +76,7 @@ const SINGLE_OWNER: &[(&str, &[&str])] = &[
     ("libp2p", &["beemesh-agent-fabric"]),
     ("libcontainer", &["beemesh-agent-shim"]),
     ("tss-esapi", &["beemesh-firmware-tpm"]),
+    ("cryptoki", &["beemesh-usb-joinpack-cli"]),
     ("zbus", &["beemesh-init-control"]),
 ];
 

@@ -39,6 +39,8 @@ const PACKAGES: &[&str] = &[
     "iproute2",
     "dnsmasq-base",
     "tpm2-tools",
+    "softhsm2",
+    "opensc",
     "libtss2-tcti-swtpm0",
     "openssl",
     "gdisk",

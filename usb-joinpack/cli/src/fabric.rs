@@ -17,8 +17,8 @@ use crate::succession::name;
 use anyhow::{Context as _, anyhow};
 use beemesh_ids::{Digest, FabricId, NodeName, PeerId};
 use beemesh_joinpack_format::{
-    Act, Envelope, KeyId, OperatorContext, PublicKey, REVOCATION_PAYLOAD_TYPE, Refusal, RevocationSet,
-    Revocations, Role, RoleSpec, Root, RootChain, SecretKey, Source, Timestamp, limits,
+    Act, Envelope, KeyId, OperatorContext, PublicKey, REVOCATION_PAYLOAD_TYPE, ROOT_PAYLOAD_TYPE, Refusal,
+    RevocationSet, Revocations, Role, RoleSpec, Root, RootChain, SecretKey, Source, Timestamp, limits,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
@@ -26,6 +26,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use ulid::Ulid;
 
 /// Snapshots of what is revoked.
@@ -109,7 +110,24 @@ pub struct Fabric {
 }
 
 /// Makes a fabric in `dir`, which must not exist or be empty.
-pub fn init(dir: &Path, name: &str, root_keys: u32, threshold: u32) -> Result<FabricInfo, Failure> {
+/// Roles whose keys are in `given` get those, and no other is made for them.
+pub fn init(
+    dir: &Path,
+    name: &str,
+    root_keys: u32,
+    threshold: u32,
+    given: &[(Role, Key)],
+) -> Result<FabricInfo, Failure> {
+    if given.iter().any(|(role, _)| *role == Role::Operator) {
+        invalid!(
+            "an operator's key on a token is of no use to `bmctl`, which signs with a context file: leave it out"
+        );
+    }
+    let brought = given.iter().filter(|(role, _)| *role == Role::Root).count();
+    let root_keys = match u32::try_from(brought) {
+        Ok(brought) if brought > 0 => brought,
+        _ => root_keys,
+    };
     if root_keys == 0 || root_keys > ROOT_KEYS || threshold == 0 || threshold > root_keys {
         invalid!(
             "a threshold of {threshold} among {root_keys} root keys: use 1 to {ROOT_KEYS} keys and at most as many signatures"
@@ -122,7 +140,7 @@ pub fn init(dir: &Path, name: &str, root_keys: u32, threshold: u32) -> Result<Fa
         );
     }
     let staging = sibling(dir)?;
-    let made = populate(&staging, name, root_keys, threshold).and_then(|info| {
+    let made = populate(&staging, name, root_keys, threshold, given).and_then(|info| {
         Ok(fs::rename(&staging, dir)
             .map(|()| info)
             .with_context(|| format!("failed to create `{}`", dir.display()))?)
@@ -143,9 +161,16 @@ fn sibling(dir: &Path) -> Result<PathBuf, Failure> {
     Ok(dir.with_file_name(staging))
 }
 
-fn populate(dir: &Path, name: &str, root_keys: u32, threshold: u32) -> Result<FabricInfo, Failure> {
+fn populate(
+    dir: &Path,
+    name: &str,
+    root_keys: u32,
+    threshold: u32,
+    given: &[(Role, Key)],
+) -> Result<FabricInfo, Failure> {
+    let is_given = |role: Role| given.iter().any(|(of, _)| *of == role);
     let mut keys: Vec<(String, Role, SecretKey)> = Vec::new();
-    for n in 1..=root_keys {
+    for n in (1..=root_keys).filter(|_| !is_given(Role::Root)) {
         keys.push((format!("root-{n}"), Role::Root, chance::key()?));
     }
     for (file, role) in [
@@ -153,12 +178,16 @@ fn populate(dir: &Path, name: &str, root_keys: u32, threshold: u32) -> Result<Fa
         ("release", Role::Release),
         ("recovery", Role::Recovery),
     ] {
+        if is_given(role) {
+            continue;
+        }
         keys.push((file.to_owned(), role, chance::key()?));
     }
     let operator = chance::key()?;
     let mut publics: Vec<(Role, PublicKey)> =
         keys.iter().map(|(_, role, key)| (*role, key.public())).collect();
     publics.push((Role::Operator, operator.public()));
+    publics.extend(given.iter().map(|(role, key)| (*role, key.public())));
     let created = chance::now();
     let role = |role: Role| RoleSpec {
         keyids: publics
@@ -177,12 +206,12 @@ fn populate(dir: &Path, name: &str, root_keys: u32, threshold: u32) -> Result<Fa
         roles: Role::ALL.into_iter().map(|r| (r, role(r))).collect(),
         nonce: hex::encode(chance::bytes::<16>()?),
     };
-    let signers: Vec<_> = keys
-        .iter()
-        .filter(|(_, role, _)| *role == Role::Root)
-        .map(|(_, _, key)| key)
-        .collect();
-    let roots = vec![root.sign(&signers).map_err(as_input)?];
+    let made = keys.iter().filter(|(_, role, _)| *role == Role::Root);
+    let made = made.map(|(_, _, key)| Rc::new(key.clone()) as Key);
+    let brought = given.iter().filter(|(role, _)| *role == Role::Root);
+    let signers: Vec<Key> = made.chain(brought.map(|(_, key)| key.clone())).collect();
+    let payload = root.to_payload().map_err(as_input)?;
+    let roots = vec![keyring::sign(ROOT_PAYLOAD_TYPE, &payload, &signers)?];
     let chain = RootChain::bootstrap(&roots)?;
     let info = FabricInfo {
         version: 1,

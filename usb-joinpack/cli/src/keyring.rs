@@ -1,9 +1,10 @@
-//! The keys that a command signs with: files that the operator keeps. Makes no key, and decides nothing about roles.
+//! The keys that a command signs with: files that the operator keeps, and tokens. Makes no key, and decides nothing about roles.
 //!
 //! Invariant: a secret file that others can read is not used.
 
 use crate::fabric::{KeyFile, read_json, refuse_shared};
 use crate::failure::{Failure, invalid};
+use crate::token::{SCHEME, TokenKey};
 use anyhow::{Context as _, anyhow};
 use beemesh_joinpack_format::{Envelope, KeyId, OperatorContext, Signer};
 use std::fs;
@@ -16,12 +17,18 @@ pub type Key = Rc<dyn Signer>;
 /// Options of every command that signs.
 #[derive(Debug, Default, clap::Args)]
 pub struct KeyArgs {
-    /// A key to sign with beside those in the folder of the fabric: a key file; may be given several times
-    #[arg(long = "key", value_name = "FILE")]
+    /// A key to sign with beside those in the folder of the fabric: a key file, or one on a token
+    /// (pkcs11:token=LABEL;object=LABEL?module-path=LIBRARY&pin-source=file:PATH, RFC 7512); may be given several times
+    #[arg(long = "key", value_name = "FILE|URI")]
     keys: Vec<String>,
 }
 
 impl KeyArgs {
+    /// These keys.
+    pub fn of(keys: Vec<String>) -> Self {
+        Self { keys }
+    }
+
     /// Reads the keys.
     pub fn open(&self) -> Result<Vec<Key>, Failure> {
         self.keys.iter().map(|text| open(text)).collect()
@@ -30,7 +37,10 @@ impl KeyArgs {
 
 /// Reads one key.
 pub fn open(text: &str) -> Result<Key, Failure> {
-    open_file(Path::new(text))
+    match text.starts_with(SCHEME) {
+        true => Ok(Rc::new(TokenKey::open(text)?)),
+        false => open_file(Path::new(text)),
+    }
 }
 
 fn open_file(path: &Path) -> Result<Key, Failure> {

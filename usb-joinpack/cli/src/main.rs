@@ -21,6 +21,7 @@ mod role;
 mod show;
 mod slice;
 mod succession;
+mod token;
 mod vendor;
 mod write;
 
@@ -123,8 +124,9 @@ enum Command {
         fabric: PathBuf,
         #[command(flatten)]
         what: revoke::RevokeArgs,
-        #[command(flatten)]
-        keys: KeyArgs,
+        /// A key to sign with beside those in the folder of the fabric: a key file, or one on a token (pkcs11:…, RFC 7512)
+        #[arg(long, value_name = "FILE|URI")]
+        sign_with: Vec<String>,
         /// Show what would be revoked and write nothing
         #[arg(long)]
         dry_run: bool,
@@ -157,6 +159,10 @@ enum FabricCommand {
         /// Root keys that must sign a change of the keys
         #[arg(long, default_value_t = 2)]
         root_threshold: u32,
+        /// A key that is there already, in place of one that is made: root=, enrolment=, release= or recovery= and a key file or
+        /// a key on a token (pkcs11:…, RFC 7512); several for root
+        #[arg(long = "key", value_name = "ROLE=FILE|URI")]
+        keys: Vec<String>,
         /// Form of the output
         #[arg(short, long, value_enum, default_value = "table")]
         output: Form,
@@ -197,9 +203,14 @@ fn run(command: Command) -> Result<(), Failure> {
             name,
             root_keys,
             root_threshold,
+            keys,
             output,
         }) => {
-            let info = fabric::init(&dir, &name, root_keys, root_threshold)?;
+            let given = keys
+                .iter()
+                .map(|text| role::parse_given(text))
+                .collect::<Result<Vec<_>, _>>()?;
+            let info = fabric::init(&dir, &name, root_keys, root_threshold, &given)?;
             show::print(output, &info, |info| {
                 format!(
                     "fabric {} ({})\nmade in {}\nmove keys/root-*.json to places that do not burn together; operator.json is for bmctl\n",
@@ -272,10 +283,10 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Revoke {
             fabric,
             what,
-            keys,
+            sign_with,
             dry_run,
             output,
-        } => revoke::revoke(&fabric, what, &keys, dry_run, output),
+        } => revoke::revoke(&fabric, what, &KeyArgs::of(sign_with), dry_run, output),
         Command::Answer(arguments) => answer::answer(*arguments),
         Command::Receipts(arguments) => receipts::receipts(&arguments),
     }

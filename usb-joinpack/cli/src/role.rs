@@ -9,6 +9,7 @@ use crate::failure::{Failure, invalid};
 use crate::keyring::{self, Key, KeyArgs};
 use crate::show::{self, Form};
 use crate::succession::{self, Change, name};
+use crate::token::SCHEME;
 use beemesh_joinpack_format::{
     Grant, KeyId, KeyLimits, PublicKey, ROOT_PAYLOAD_TYPE, Role, Root, RootChain, SecretKey, Timestamp,
 };
@@ -96,9 +97,10 @@ pub enum RoleCommand {
 /// A key that gets a role.
 #[derive(Args)]
 pub struct NewKey {
-    /// The public half, 64 digits, of a key that its holder keeps; without it a key is made and written to the folder
-    #[arg(long, value_name = "HEX", value_parser = parse_public)]
-    public: Option<PublicKey>,
+    /// The public half, 64 digits, of a key that its holder keeps, or a key on a token (pkcs11:…, RFC 7512); without it a key is
+    /// made and written to the folder
+    #[arg(long, value_name = "HEX|URI")]
+    public: Option<String>,
     /// Until when it signs: 2027-01-01, 2027-01-01T12:00:00Z, or a span such as 365d. Not for root keys
     #[arg(long, value_name = "TIME", value_parser = parse_expiry)]
     expires: Option<Expiry>,
@@ -133,8 +135,13 @@ fn parse_role(text: &str) -> Result<Role, String> {
     named.ok_or_else(|| "expected root, enrolment, operator, release or recovery".to_owned())
 }
 
-fn parse_public(text: &str) -> Result<PublicKey, String> {
-    PublicKey::try_from(text.to_owned()).map_err(|refusal| refusal.to_string())
+/// `ROLE=FILE` or `ROLE=pkcs11:…`.
+pub fn parse_given(text: &str) -> Result<(Role, Key), Failure> {
+    let Some((role, key)) = text.split_once('=') else {
+        invalid!("`{text}` is not a role, `=` and a key")
+    };
+    let role = parse_role(role).map_err(|error| Failure::Invalid(anyhow::anyhow!("`{role}`: {error}")))?;
+    Ok((role, keyring::open(key)?))
 }
 
 fn parse_expiry(text: &str) -> Result<Expiry, String> {
@@ -189,6 +196,18 @@ struct Plan {
     changes: Vec<Change>,
     /// A key that was made for it.
     made: Option<(Role, SecretKey)>,
+    /// A key on a token that gets a role.
+    brought: Option<Key>,
+}
+
+impl Plan {
+    fn of(changes: Vec<Change>) -> Self {
+        Self {
+            changes,
+            made: None,
+            brought: None,
+        }
+    }
 }
 
 /// Carries a command out.
@@ -206,13 +225,13 @@ pub fn run(command: RoleCommand) -> Result<(), Failure> {
             let fabric = Fabric::open(&dir)?;
             let (role, key) = find(fabric.roots.current(), &key, role)?;
             let changes = vec![Change::Retire { role, key }];
-            (fabric, how, Plan { changes, made: None })
+            (fabric, how, Plan::of(changes))
         }
         RoleCommand::Remove { dir, key, role, how } => {
             let fabric = Fabric::open(&dir)?;
             let (role, key) = find(fabric.roots.current(), &key, role)?;
             let changes = vec![Change::Remove { role, key }];
-            (fabric, how, Plan { changes, made: None })
+            (fabric, how, Plan::of(changes))
         }
         RoleCommand::Replace {
             dir,
@@ -238,26 +257,32 @@ pub fn run(command: RoleCommand) -> Result<(), Failure> {
             how,
         } => {
             let changes = vec![Change::Threshold { role, number }];
-            (Fabric::open(&dir)?, how, Plan { changes, made: None })
+            (Fabric::open(&dir)?, how, Plan::of(changes))
         }
     };
     carry_out(&fabric, &how, planned, now)
 }
 
 fn add(role: Role, new: &NewKey, limits: KeyLimits) -> Result<Plan, Failure> {
-    let made = match new.public {
-        Some(_) => None,
-        None => Some((role, chance::key()?)),
+    let (key, made, brought) = match &new.public {
+        Some(uri) if uri.starts_with(SCHEME) => {
+            let key = keyring::open(uri)?;
+            (key.public(), None, Some(key))
+        }
+        Some(hex) => (
+            PublicKey::try_from(hex.clone()).map_err(fabric::as_input)?,
+            None,
+            None,
+        ),
+        None => {
+            let secret = chance::key()?;
+            (secret.public(), Some((role, secret)), None)
+        }
     };
-    let public = new.public.or(made.as_ref().map(|(_, secret)| secret.public()));
-    let changes = public.into_iter().map(|key| Change::Add {
-        role,
-        key,
-        limits: limits.clone(),
-    });
     Ok(Plan {
-        changes: changes.collect(),
+        changes: vec![Change::Add { role, key, limits }],
         made,
+        brought,
     })
 }
 
@@ -307,6 +332,7 @@ fn carry_out(fabric: &Fabric, how: &How, planned: Plan, now: Timestamp) -> Resul
     let mut keys = keyring::in_folder(fabric.dir())?;
     keys.extend(how.keys.open()?);
     keys.extend(made);
+    keys.extend(planned.brought.clone());
     let signers = root_signers(fabric.roots.current(), &root, keyring::distinct(keys))?;
     let payload = root.to_payload().map_err(fabric::as_input)?;
     let envelope = keyring::sign(ROOT_PAYLOAD_TYPE, &payload, &signers)?;

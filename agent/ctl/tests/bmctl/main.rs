@@ -10,6 +10,7 @@ mod network;
 mod node;
 mod petition;
 mod revocation;
+mod roots;
 mod run;
 mod system_log;
 mod tls;
