@@ -123,17 +123,21 @@ impl Claims {
         let chooses = self.chooses(&passed.node);
         let mut table = self.lock();
         let present = table.present.get(&passed.node);
+        let mut is_older = false;
         if let Some(entry) = present.and_then(|key| table.entries.get(key)) {
             let recent = now.saturating_duration_since(entry.made) < SAME_MOMENT;
+            is_older = passed.rank() < entry.passed.rank();
             let is_newer = passed.rank() > entry.passed.rank();
-            let is_older = passed.rank() < entry.passed.rank();
-            if is_older || (!is_newer && chooses && (dialled_by_us || recent)) {
+            // Only the side that chooses refuses: it does so before the other one has followed.
+            if chooses && (is_older || (!is_newer && (dialled_by_us || recent))) {
                 return None;
             }
         }
         table.next += 1;
         let ticket = table.next;
-        table.present.insert(passed.node.clone(), peer);
+        if !is_older {
+            table.present.insert(passed.node.clone(), peer);
+        }
         table.entries.insert(
             peer,
             Entry {
@@ -161,10 +165,20 @@ impl Drop for Claim {
         if entry.is_none_or(|entry| entry.ticket != self.ticket) {
             return;
         }
-        if let Some(entry) = table.entries.remove(&self.peer)
-            && table.present.get(&entry.passed.node) == Some(&self.peer)
-        {
-            table.present.remove(&entry.passed.node);
+        let Some(entry) = table.entries.remove(&self.peer) else {
+            return;
+        };
+        let node = entry.passed.node;
+        if table.present.get(&node) == Some(&self.peer) {
+            let others = table
+                .entries
+                .iter()
+                .filter(|(_, other)| other.passed.node == node);
+            let best = others.max_by_key(|(_, other)| other.passed.rank());
+            match best.map(|(key, _)| *key) {
+                Some(key) => drop(table.present.insert(node, key)),
+                None => drop(table.present.remove(&node)),
+            }
         }
     }
 }
@@ -263,10 +277,13 @@ mod tests {
             let old = claim(pair.keys.1, 0, 0, true);
             let by_their_new_key = claim(newer, 0, 1, true);
             assert!(old.is_some() && by_their_new_key.is_some());
-            assert!(
-                claim(pair.keys.1, 0, 0, false).is_none(),
-                "the old key comes back"
+            let back = claim(PeerId::random(), 0, 0, false);
+            assert_eq!(
+                back.is_none(),
+                claims.chooses(&node(other)),
+                "the older connection comes late"
             );
+            drop(back);
             assert!(
                 !claims.is_claimed(&newer, 1),
                 "this node has a newer key than that connection"

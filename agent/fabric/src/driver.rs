@@ -559,8 +559,12 @@ impl Driver {
         };
         let (node, hello) = (passed.node.clone(), passed.hello.clone());
         let old = self.connections.get(&node);
+        // Made at the same time as a newer one, and late: what the other side says on it is heard, and it goes soon.
+        let is_late = old.is_some_and(|old| passed.rank() < old.passed.rank());
         if let Some((old, rank)) = old.map(|old| (old.id, old.passed.rank())) {
-            if passed.rank() > rank {
+            if is_late {
+                tracing::debug!(peer = %node, "a connection by an older key comes late");
+            } else if passed.rank() > rank {
                 // It lives, and what is under way on it goes on.
                 if let Some(mut old) = self.connections.remove(&node) {
                     old.retires = Some(Instant::now() + RETIRE);
@@ -603,6 +607,20 @@ impl Driver {
                 node.clone(),
             )),
         ];
+        let connection = Connection {
+            id,
+            passed: passed.clone(),
+            peer,
+            link: Some(link.clone()),
+            retires: is_late.then(|| Instant::now() + RETIRE),
+            listens,
+            lane: Some(lane),
+            tasks,
+        };
+        if is_late {
+            self.retiring.insert(id, connection);
+            return;
+        }
         self.links.lock().insert(node.clone(), link.clone());
         self.pending.push_back(FabricEvent::Connected {
             peer: node.clone(),
@@ -613,19 +631,7 @@ impl Driver {
         if passed.own_generation == self.generation {
             self.keys.insert(peer, node.clone());
         }
-        self.connections.insert(
-            node,
-            Connection {
-                id,
-                passed,
-                peer,
-                link: Some(link),
-                retires: None,
-                listens,
-                lane: Some(lane),
-                tasks,
-            },
-        );
+        self.connections.insert(node, connection);
         if let Some(socket) = listens {
             self.learn(socket, Some(peer));
         }

@@ -95,7 +95,8 @@ async fn nodes_that_change_their_keys_at_the_same_moment_stay_connected() {
     let (one, other) = tokio::join!(a.fabric.change_key(one), b.fabric.change_key(other));
     one.unwrap();
     other.unwrap();
-    for mut node in [a, b] {
+    let mut nodes = [a, b];
+    for node in &mut nodes {
         let end = std::time::Instant::now() + Duration::from_secs(15);
         let mut left = 1;
         while left != 0 && std::time::Instant::now() < end {
