@@ -31,7 +31,7 @@ const LONGEST_TURN_MS: u64 = 10_000;
 /// What was done elsewhere for a rotation.
 pub(super) enum Done {
     /// The new key is on the disk, or why not.
-    Made(Result<NodeKey, KeyError>),
+    Made(Box<Result<NodeKey, KeyError>>),
     /// The fabric goes on with it, or not.
     Moved(bool),
 }
@@ -128,7 +128,7 @@ impl Driver {
             let window = (TURN_MS * members).clamp(1, LONGEST_TURN_MS);
             // Any spread does: the end of a peer id is as good as a throw.
             let own = keys.newest().to_ed25519();
-            let place = u64::from(u16::from_be_bytes([own[30], own[31]])) * window >> 16;
+            let place = (u64::from(u16::from_be_bytes([own[30], own[31]])) * window) >> 16;
             now >= *self.turn.get_or_insert(now + place)
         });
         self.rotate(Step::Wanted(due));
