@@ -1,6 +1,7 @@
 //! Which values a workload may have. Run on every manifest that is read and on every change that is taken in: a
 //! signature says who asked, not that it makes sense.
 
+use crate::assurance::{ASSURANCE_SELECTOR, DEMANDS};
 use crate::fault::{ManifestError, ManifestFault};
 use crate::manifest::{Container, PodSpec, RestartPolicy};
 use crate::record::{WorkloadKind, WorkloadSpec};
@@ -85,6 +86,16 @@ fn check_pod(at: &str, pod: &PodSpec) -> Checked {
         );
     }
     check_labels(&format!("{at}.nodeSelector"), &pod.node_selector)?;
+    let demanded = pod.node_selector.get(ASSURANCE_SELECTOR);
+    if let Some(demanded) = demanded.filter(|word| !DEMANDS.contains(&word.as_str())) {
+        let path = format!("{at}.nodeSelector.{ASSURANCE_SELECTOR}");
+        let what = format!("`{demanded}` cannot be demanded of a node");
+        return invalid(
+            &path,
+            what,
+            "use `trusted`, or `tpm` for at least a TPM that is proven",
+        );
+    }
     if let Some(hostname) = &pod.hostname {
         dns_label(&format!("{at}.hostname"), hostname, 63)?;
     }

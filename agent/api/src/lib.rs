@@ -3,6 +3,8 @@
 //! Pure: nothing here opens a file or a socket or reads a clock. The manifest language is Kubernetes' (a stated
 //! subset, see `SPEC.md`); what is outside it is refused with an error that names the field.
 
+mod assurance;
+pub mod attestation;
 mod check;
 mod document;
 mod fault;

@@ -1,12 +1,13 @@
 //! What the REST interface shows: nodes, pods, events, logs, errors; and its paths.
 
+pub use crate::assurance::{ASSURANCE_SELECTOR, DEMANDS, InvalidAssurance, NodeAssurance};
 use crate::record::WorkloadId;
 use crate::shim::{ContainerState, Phase};
 use beemesh_ids::{Digest, NodeName, PeerId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// How far a node's identity can be believed.
+/// How far a node's identity can be believed, as it claims when it joins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Assurance {
@@ -29,8 +30,8 @@ pub struct NodeView {
     pub generation: u32,
     /// Liveness as SWIM sees it.
     pub status: NodeStatus,
-    /// Assurance.
-    pub assurance: Assurance,
+    /// How far it can be believed, as the answering node judges it.
+    pub assurance: NodeAssurance,
     /// Addresses of the node, as `ip:port`, `ip` or multiaddr text.
     pub addresses: Vec<String>,
     /// Version of the OS.
@@ -214,6 +215,9 @@ pub mod path {
     pub const ENDORSEMENT: &str = "/v1/endorsement";
     /// GET: the answering node's time ([`crate::network::TimeView`]).
     pub const TIME: &str = "/v1/time";
+    /// POST, for members alone: an [`crate::attestation::AttestationQuestion`] to this node's TPM; 404 where it has none, 503
+    /// where too many wait.
+    pub const ATTESTATION: &str = "/v1/attestation";
 }
 
 /// A command to run in a container.

@@ -186,6 +186,10 @@ fn values_outside_their_range_are_refused_at_their_path() {
             "spec.template.spec.nodeSelector.disk",
         ),
         (
+            ("{disk: ssd}", "{assurance: high}"),
+            "spec.template.spec.nodeSelector.assurance",
+        ),
+        (
             ("Seconds: 5", "Seconds: 3601"),
             "spec.template.spec.terminationGracePeriodSeconds",
         ),

@@ -3,9 +3,7 @@
 
 use beemesh_agent_api::network::{NetworkView, TimeView};
 use beemesh_agent_api::shim::Phase;
-use beemesh_agent_api::view::{
-    Assurance, EventView, ImageView, LogLine, NodeStatus, NodeView, PodView, RecordView,
-};
+use beemesh_agent_api::view::{EventView, ImageView, LogLine, NodeStatus, NodeView, PodView, RecordView};
 use beemesh_init_api::time::{RtcState, TimeSource};
 use comfy_table::{ContentArrangement, Table, presets};
 use time::format_description::BorrowedFormatItem;
@@ -77,14 +75,10 @@ pub(crate) fn nodes(nodes: &[NodeView]) -> String {
             NodeStatus::Suspect => "Suspect",
             NodeStatus::Down => "Down",
         };
-        let assurance = match node.assurance {
-            Assurance::Low => "low",
-            Assurance::Tpm => "tpm",
-        };
         vec![
             node.name.to_string(),
             status.to_owned(),
-            assurance.to_owned(),
+            node.assurance.to_string(),
             node.pods.to_string(),
             or_nothing(node.addresses.first()),
             node.version.clone(),

@@ -190,6 +190,7 @@ fn manifest(places: u8, tied: u8, revoked: &[u8]) -> Manifest {
         orders: Vec::new(),
         approval: false,
         requests: false,
+        releases: Vec::new(),
     }
 }
 

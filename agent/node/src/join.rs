@@ -10,8 +10,8 @@ use beemesh_ids::{Digest, NodeName, PeerId};
 use beemesh_init_api::NetworkConfig;
 use beemesh_joinpack_format::Envelope;
 use beemesh_joinpack_format::{
-    Assurance, Machine, Member, Membership, Pack, PackVoucher, Refusal, RootChain, SecretKey, Source,
-    Timestamp, Verified, Voucher,
+    Assurance, Machine, Member, Membership, Pack, PackVoucher, Refusal, ReleaseEntry, RootChain, SecretKey,
+    Source, Timestamp, Verified, Voucher,
 };
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +42,9 @@ pub struct FabricDocument {
     /// brings a place for it.
     #[serde(default)]
     pub lost: bool,
+    /// OS releases that members may have booted, of the newest pack that names any.
+    #[serde(default)]
+    pub releases: Vec<ReleaseEntry>,
 }
 
 /// The document with its signatures checked again, as at every start.
@@ -183,6 +186,10 @@ pub fn plan(
         floor: floor.0,
         spare,
         lost: false,
+        releases: match (manifest.releases.as_slice(), applicant.joined) {
+            ([], Some(joined)) => joined.document.releases.clone(),
+            (named, _) => named.to_vec(),
+        },
     };
     let images = manifest
         .images

@@ -4,6 +4,8 @@
 //! member task then owns the cell (pure core), executes its commands and feeds results back as events; REST handlers
 //! put questions to the member task and talk to the runtime. Every channel between them is bounded.
 
+mod asking;
+mod attestation;
 mod capacity;
 mod clock;
 #[cfg(test)]

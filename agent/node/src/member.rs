@@ -7,6 +7,7 @@
 //! operators: they see the log, and what was known last.
 
 mod answers;
+mod attestation;
 mod idle;
 mod keys;
 mod pods;
@@ -326,6 +327,7 @@ impl Driver {
         self.tell_roots();
         self.resume_rotation(left);
         self.tell_orders();
+        self.tell_releases();
         self.flush();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -481,6 +483,7 @@ impl Driver {
                 first,
             } => self.quarantine(&peer, &voucher_id, &first),
             Command::Revoked { peer } => self.cut_off(&peer),
+            Command::Attest { peer, proven, round } => self.attest(peer, proven, round),
             // Taken by `step` and `flush`.
             Command::VerifyChange { .. }
             | Command::VerifyMember { .. }
@@ -562,11 +565,8 @@ impl Driver {
             FabricEvent::Message { from, bytes } => self.step(Event::Message { from, bytes }),
             FabricEvent::Stream { from, stream } => {
                 tracing::debug!(%from, "stream");
-                tokio::spawn(rest::serve_connection(
-                    stream,
-                    Access::Member,
-                    self.part.context.clone(),
-                ));
+                let access = Access::Member(from);
+                tokio::spawn(rest::serve_connection(stream, access, self.part.context.clone()));
             }
             FabricEvent::Refused {
                 peer,
@@ -620,6 +620,7 @@ impl Driver {
         self.tell_revocations();
         self.tell_roots();
         self.tell_orders();
+        self.tell_releases();
     }
 
     /// Listing images may wait for an import, so it is done beside the loop.

@@ -4,6 +4,7 @@
 //! decided in `agent/sched` (`clocks`), whether the median is used in `init/net`. Invariants: a clock that is a guess does
 //! not vote; a round asks a bounded number of members, each for a bounded time; nothing here waits for anything.
 
+use crate::asking::{self, AskError};
 use crate::clock;
 use crate::networks::Networks;
 use crate::store::write_atomic;
@@ -15,11 +16,7 @@ use beemesh_agent_sched::clocks::{MemberClocks, Reading};
 use beemesh_ids::PeerId;
 use beemesh_init_api::PeerTime;
 use beemesh_init_api::time::TimeSource;
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::header::HOST;
-use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper::StatusCode;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -37,18 +34,12 @@ const SERVER_MS: u64 = 3_600_000;
 /// Why a member's clock is not known.
 #[derive(Debug, thiserror::Error)]
 enum ReadError {
-    #[error("failed to ask")]
-    Stream(#[from] beemesh_agent_fabric::FabricError),
-    #[error("failed to speak HTTP")]
-    Http(#[from] hyper::Error),
-    #[error("the answer could not be read: {0}")]
-    Body(Box<dyn std::error::Error + Send + Sync>),
+    #[error(transparent)]
+    Ask(#[from] AskError),
     #[error("the answer is no time")]
     Malformed(#[from] serde_json::Error),
     #[error("the answer is `{0}`")]
     Status(StatusCode),
-    #[error("no answer within {} s", PATIENCE.as_secs())]
-    Late,
 }
 
 /// Runs for good; `document` is where the median goes.
@@ -69,8 +60,8 @@ pub async fn follow(fabric: Fabric, networks: Networks, document: PathBuf) {
 async fn round(fabric: &Fabric, clocks: &mut MemberClocks) {
     let due = clocks.ask(Millis(clock::boot_ms()), &fabric.connected());
     let looks = due.into_iter().map(|peer| async {
-        let read = tokio::time::timeout(PATIENCE, look(fabric, &peer)).await;
-        (peer, read.unwrap_or(Err(ReadError::Late)))
+        let read = look(fabric, &peer).await;
+        (peer, read)
     });
     for (peer, read) in futures::future::join_all(looks).await {
         let reading = read.unwrap_or_else(|error| {
@@ -83,26 +74,12 @@ async fn round(fabric: &Fabric, clocks: &mut MemberClocks) {
 
 /// One member's clock; `None` where it is a guess.
 async fn look(fabric: &Fabric, peer: &PeerId) -> Result<Option<Reading>, ReadError> {
-    let stream = fabric.open_stream(peer).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "a question for the time ended");
-        }
-    });
-    let mut question = Request::new(Empty::<Bytes>::new());
-    *question.uri_mut() = hyper::Uri::from_static(rest_path::TIME);
-    let host = hyper::header::HeaderValue::from_static("member");
-    question.headers_mut().insert(HOST, host);
-    let sent_us = clock::boot_us();
-    let answer = sender.send_request(question).await?;
-    let heard_us = clock::boot_us();
-    if answer.status() != StatusCode::OK {
-        return Err(ReadError::Status(answer.status()));
+    let answer = asking::ask(fabric, peer, rest_path::TIME, None, (ANSWER_LIMIT, PATIENCE)).await?;
+    if answer.status != StatusCode::OK {
+        return Err(ReadError::Status(answer.status));
     }
-    let body = Limited::new(answer.into_body(), ANSWER_LIMIT).collect().await;
-    let body = body.map_err(ReadError::Body)?.to_bytes();
-    Ok(reading(&serde_json::from_slice(&body)?, sent_us, heard_us))
+    let view = serde_json::from_slice(&answer.body)?;
+    Ok(reading(&view, answer.sent_us, answer.heard_us))
 }
 
 /// The member's clock was read between these two moments on CLOCK_BOOTTIME.
@@ -170,6 +147,8 @@ mod tests {
     use beemesh_agent_fabric::FabricEvent;
     use beemesh_init_api::TimeStatus;
     use beemesh_init_api::time::RtcState;
+    use hyper::Request;
+    use hyper_util::rt::TokioIo;
 
     const NOW_MS: u64 = 1_795_000_000_000;
 

@@ -1,5 +1,6 @@
 //! Options and the order in which the parts are started.
 
+use crate::attestation::Attestor;
 use crate::clock::{Floor, FloorKeeper};
 use crate::images::Images;
 use crate::join::{DOCUMENT, FabricDocument, Joined};
@@ -92,6 +93,7 @@ pub async fn run(options: Options) -> Result<()> {
         runtime: Arc::clone(&runtime),
         system_log: SystemLog::new(&options.state.join("log"), &options.run_path(path::LOG)),
         images: images.clone(),
+        attestor: Attestor::new(Arc::new(beemesh_firmware_tpm::open)),
         site: watching,
     };
     let socket = options.run_path(path::AGENT_SOCKET);

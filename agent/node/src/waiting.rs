@@ -13,8 +13,8 @@ use beemesh_agent_identity::petition::{Answer, Petition, VALID_S};
 use beemesh_ids::Digest;
 use beemesh_init_api::NetworkConfig;
 use beemesh_joinpack_format::{
-    Admission, ApprovalCode, Assurance, Envelope, Membership, Pack, Refusal, RootChain, SecretKey, Source,
-    Timestamp, Verified, Voucher,
+    Admission, ApprovalCode, Assurance, Envelope, Membership, Pack, Refusal, ReleaseEntry, RootChain,
+    SecretKey, Source, Timestamp, Verified, Voucher,
 };
 use futures::future::join_all;
 use qrcode::render::unicode::Dense1x2;
@@ -45,6 +45,8 @@ pub struct Wish {
     pub network: NetworkConfig,
     /// The pack's images: (name, digest).
     pub images: Vec<(String, Digest)>,
+    /// OS releases that members may have booted.
+    pub releases: Vec<ReleaseEntry>,
     floor: Timestamp,
     /// What is asked.
     pub petition: Petition,
@@ -65,6 +67,7 @@ impl Wish {
             roots: pack.roots().envelopes().to_vec(),
             serial: manifest.serial.clone(),
             peers: manifest.peers.clone(),
+            releases: manifest.releases.clone(),
             network: network::config_for(entry, applicant.machine.macs.first()),
             images: images.map(|image| (image.name.clone(), image.digest)).collect(),
             floor: floor.0,
@@ -101,6 +104,7 @@ impl Wish {
             floor: self.floor,
             spare: Vec::new(),
             lost: false,
+            releases: self.releases.clone(),
         };
         Joined::check(document, &peer)
     }

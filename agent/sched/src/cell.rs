@@ -3,6 +3,7 @@
 //! Here is only what ties the parts together: dispatch, heartbeats, anti-entropy, the arbiter's view of who is alive.
 //! Invariant: same configuration, same events, same times: same commands. A step ends.
 
+use crate::attestation::Attestations;
 use crate::desired::{ChangeRefused, Desired};
 use crate::gossip::{self, ANNOUNCES, FAN_OUT, Pace, ROUND};
 use crate::grants::Grants;
@@ -91,6 +92,7 @@ pub struct Cell {
     pub(crate) root_documents: Vec<Vec<u8>>,
     pub(crate) order_digest: u64,
     pub(crate) orders: Vec<Vec<u8>>,
+    pub(crate) attestations: Attestations,
 }
 
 impl Cell {
@@ -107,6 +109,8 @@ impl Cell {
             // What this version no longer takes was written by another one: it comes again from the others or not.
             let _ = desired.apply(change, envelope, now);
         }
+        let mut attestations = Attestations::new(persisted.baselines);
+        attestations.connected(&config.me, now);
         let lease_ms = config
             .tuning
             .fence_ms
@@ -154,6 +158,7 @@ impl Cell {
             root_documents: Vec::new(),
             order_digest: 0,
             orders: Vec::new(),
+            attestations,
             config,
         }
     }
@@ -170,7 +175,10 @@ impl Cell {
             Event::Connected { peer } => self.on_connected(peer),
             Event::Disconnected { peer } => {
                 self.connected.remove(&peer);
+                self.attestations.disconnected(&peer);
             }
+            Event::Releases(releases) => self.on_releases(releases),
+            Event::Attested { peer, round, report } => self.on_attested(peer, round, report),
             Event::Message { from, bytes } => self.on_bytes(from, &bytes),
             Event::Change { change, envelope } => self.on_change(change, envelope),
             Event::Capacity(capacity) => {
@@ -230,6 +238,7 @@ impl Cell {
         if now.since(self.maintained) >= 1000 {
             self.maintained = now;
             self.tidy_grants();
+            self.tick_attestations();
             self.scan_due = true;
             self.pace.forget(now);
         }
@@ -433,6 +442,7 @@ impl Cell {
             let effects = self.membership.announce(self.now, &peer);
             self.carry_out(effects);
         }
+        self.attestations.connected(&peer, self.now);
         let body = self.status_body();
         self.speak_to(&peer, Some(body));
     }

@@ -4,6 +4,7 @@
 //! randomness but from its seed. `SPEC.md` has the protocol, the safety argument and what is not guaranteed.
 
 mod arbiter;
+pub mod attestation;
 mod cell;
 pub mod clocks;
 mod desired;

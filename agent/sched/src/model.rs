@@ -2,10 +2,11 @@
 //!
 //! Types alone, no behaviour. Invariant: nothing here holds a handle to the world; all of it can be recorded.
 
+use crate::attestation::{Baseline, Release, Report};
 use beemesh_agent_api::shim::{ContainerState, Phase};
 use beemesh_agent_api::view::Assurance;
 use beemesh_agent_api::{Change, WorkloadId, WorkloadSpec};
-use beemesh_ids::{NodeName, PeerId};
+use beemesh_ids::{Digest, NodeName, PeerId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -279,6 +280,18 @@ pub enum Event {
     /// The orders to rotate keys, verified: at the start and whenever others are known. From an operator, a stick, or after
     /// [`Command::VerifyOrder`].
     Orders(OrderNews),
+    /// The releases that the fabric's join packs name, at most [`crate::attestation::MAX_RELEASES`]; at the start and whenever
+    /// they differ.
+    Releases(Vec<Release>),
+    /// What a member has answered to [`Command::Attest`], or why it has not.
+    Attested {
+        /// The member; may be this node itself.
+        peer: PeerId,
+        /// As in the command.
+        round: u64,
+        /// The answer.
+        report: Result<Report, String>,
+    },
     /// What still runs. Sent once after the start, empty where nothing does: before it, no pod is taken.
     Recovered {
         /// The pods.
@@ -353,6 +366,15 @@ pub enum Command {
         /// The signed envelope.
         envelope: Vec<u8>,
     },
+    /// Ask a member, or this node's own TPM, for a quote over fresh randomness; then [`Event::Attested`].
+    Attest {
+        /// The member; may be this node itself.
+        peer: PeerId,
+        /// The attestation key that it has proven. For another one it must activate a credential.
+        proven: Option<Digest>,
+        /// Tells the answer from those to earlier questions.
+        round: u64,
+    },
     /// This member is revoked. Close its connections, take none.
     Revoked {
         /// The peer; may be this node itself.
@@ -413,6 +435,8 @@ pub enum Record {
     Change(Change, #[serde(with = "crate::wire::bytes")] Vec<u8>),
     /// A member.
     Member(PeerId, MemberInfo),
+    /// How a member boots.
+    Baseline(PeerId, Baseline),
 }
 
 /// What an arbiter promised about one ordinal.
@@ -443,6 +467,9 @@ pub struct Persisted {
     pub changes: Vec<(Change, Vec<u8>)>,
     /// [`Record::Member`] by peer.
     pub members: Vec<(PeerId, MemberInfo)>,
+    /// [`Record::Baseline`] by peer.
+    #[serde(default)]
+    pub baselines: Vec<(PeerId, Baseline)>,
 }
 
 impl Persisted {
@@ -472,6 +499,12 @@ impl Persisted {
                 Some(old) => old.1 = member,
                 None => self.members.push((peer, member)),
             },
+            Record::Baseline(peer, baseline) => {
+                match self.baselines.iter_mut().find(|(old, _)| *old == peer) {
+                    Some(old) => old.1 = baseline,
+                    None => self.baselines.push((peer, baseline)),
+                }
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::model::{Key, Millis};
 use crate::rendezvous::placer_hash;
 use crate::wire::{Assign, Decline, Message, Need, Offer, Probe, Stage};
 use beemesh_agent_api::WorkloadId;
+use beemesh_agent_api::view::ASSURANCE_SELECTOR;
 use beemesh_ids::PeerId;
 use rand::RngExt;
 use std::cmp::Reverse;
@@ -334,7 +335,9 @@ impl Cell {
         let members: Vec<PeerId> = self.roster.active().map(|(peer, _)| peer.clone()).collect();
         for peer in members {
             let seen = if peer == self.config.me {
-                self.fits(&need, &key).map(|()| self.siblings(&key))
+                self.fits(&need, &key)
+                    .and_then(|()| self.assured(&peer, need.assurance()))
+                    .map(|()| self.siblings(&key))
             } else {
                 self.fits_there(&peer, &need, &key)
             };
@@ -399,6 +402,7 @@ impl Cell {
         if let Some(port) = need.ports.iter().find(|port| body.ports.contains(port)) {
             return Err(format!("port {port} is taken"));
         }
+        self.assured(peer, need.assurance())?;
         let same = body
             .pods
             .iter()
@@ -590,7 +594,9 @@ impl Cell {
         let mut reasons = Vec::new();
         for (peer, _) in self.roster.active() {
             let seen = if *peer == self.config.me {
-                self.fits(&entry.need, key).map(|()| 0)
+                self.fits(&entry.need, key)
+                    .and_then(|()| self.assured(peer, entry.need.assurance()))
+                    .map(|()| 0)
             } else {
                 self.fits_there(peer, &entry.need, key)
             };
@@ -614,6 +620,8 @@ fn unfit(
     if let Some((key, value)) = need
         .selector
         .iter()
+        // No label: whoever places the pod judges it by itself.
+        .filter(|(key, _)| *key != ASSURANCE_SELECTOR)
         .find(|(key, value)| labels.get(*key) != Some(*value))
     {
         return Err(format!("it has no label `{key}: {value}`"));

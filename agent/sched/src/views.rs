@@ -154,7 +154,7 @@ impl Cell {
                 key: entry.info.key.peer.clone().unwrap_or_else(|| peer.clone()),
                 generation: entry.info.key.generation,
                 status,
-                assurance: entry.info.assurance,
+                assurance: self.assurance_of(peer),
                 addresses: capacity
                     .map(|capacity| capacity.addresses.clone())
                     .unwrap_or_default(),

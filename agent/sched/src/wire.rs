@@ -5,6 +5,7 @@
 
 use crate::model::{Capacity, Key, MemberInfo, PodReport};
 use beemesh_agent_api::WorkloadId;
+use beemesh_agent_api::view::ASSURANCE_SELECTOR;
 use beemesh_ids::PeerId;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -252,6 +253,13 @@ pub struct Need {
     pub selector: BTreeMap<String, String>,
     /// Images.
     pub images: BTreeSet<String>,
+}
+
+impl Need {
+    /// The assurance that it demands of its node.
+    pub(crate) fn assurance(&self) -> Option<&str> {
+        self.selector.get(ASSURANCE_SELECTOR).map(String::as_str)
+    }
 }
 
 /// What a node offers.

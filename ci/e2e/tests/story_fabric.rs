@@ -1,4 +1,5 @@
-//! Three boxes, one fabric: they join from sticks, run nginx, survive the loss of one, and know their own.
+//! Three boxes, one fabric: they join from sticks, run nginx, trust each other by what their TPMs say, survive the loss of one,
+//! and know their own and whoever booted something else.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -8,6 +9,8 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -19,12 +22,13 @@ fn site() -> Site {
     let archive = nginx::archive(&binaries.target).unwrap();
     let images = vec![(nginx::IMAGE.to_owned(), archive)];
     let folder = binaries.target.join("e2e/fabric");
+    let release = binaries.target.join("image/release.json").display().to_string();
     let mut site = Site::create(
         &folder,
         SiteOptions {
             nodes: 3,
             images,
-            create: Vec::new(),
+            create: vec!["--release".into(), release],
         },
     )
     .unwrap();
@@ -72,7 +76,9 @@ fn three_boxes_join_run_nginx_survive_a_loss_and_know_their_own() {
     let mut site = site();
     let members = site.wait_members(0, 3, REACTION).unwrap();
     assert!(
-        members.iter().all(|node| node["assurance"] == "tpm"),
+        members
+            .iter()
+            .all(|node| node["assurance"] == "tpm" || node["assurance"] == "trusted"),
         "{members:?}"
     );
     let ctl = site.ctl(0).unwrap();
@@ -82,8 +88,13 @@ fn three_boxes_join_run_nginx_survive_a_loss_and_know_their_own() {
     replicas_are_spread_and_the_operator_sees_into_them(&site, &ctl);
     a_change_that_no_operator_signed_is_refused(&site);
     strangers_stay_out(&mut site);
+    for name in ["node-1", "node-2", "node-3"] {
+        is_judged(&site, name, "trusted");
+    }
     a_restart_keeps_the_peer_id(&mut site);
+    is_judged(&site, "node-3", "trusted");
     the_key_is_useless_on_another_tpm(&mut site);
+    box_with_an_altered_image_is_no_place_for_what_demands_trust(&mut site, &ctl);
     a_dead_box_is_replaced(&mut site);
     deleting_ends_everything(&site, &ctl);
     assert_eq!(
@@ -262,12 +273,82 @@ fn the_key_is_useless_on_another_tpm(site: &mut Site) {
     );
     machine.kill().unwrap();
     site.nodes.pop();
-    // Back in its own machine it is itself again: the attempt has changed nothing.
+    // Back in its own machine it is itself again: the attempt has changed nothing. What it boots is another matter.
+    alter_image(&site.folder.join("stick-3.img"));
     site.start_machine(3, config).unwrap();
     let line = site.nodes[2].machine.wait_for(joined(), BOOT).unwrap();
     assert!(line.text.contains(&own), "{}", line.text);
     site.wait_members(0, 3, REACTION).unwrap();
     site.wait_serving(0, 3, Duration::from_secs(90)).unwrap();
+}
+
+/// One letter of the unified kernel image on a stick.
+fn alter_image(stick: &Path) {
+    let file = fs::OpenOptions::new().read(true).write(true).open(stick).unwrap();
+    let (words, mut at, mut piece) = (b"PRETTY_NAME=\"Beemesh OS", 0, vec![0; 1 << 20]);
+    loop {
+        let read = file.read_at(&mut piece, at).unwrap();
+        assert!(read > words.len(), "`{}` has no os-release", stick.display());
+        if let Some(found) = piece[..read]
+            .windows(words.len())
+            .position(|bytes| bytes == words)
+        {
+            let letter = at + (found + words.len() - 1) as u64;
+            return file.write_all_at(b"Z", letter).unwrap();
+        }
+        at += (read - words.len() + 1) as u64;
+    }
+}
+
+/// Waits until the first box judges `name` like this.
+fn is_judged(site: &Site, name: &str, judgement: &str) {
+    let ctl = site.ctl(0).unwrap();
+    wait_until(
+        Duration::from_secs(120),
+        &format!("{name} to be {judgement}"),
+        || {
+            let nodes = ctl.json(&["nodes"])?;
+            let mut all = nodes.as_array().into_iter().flatten();
+            let node = all.find(|node| node["name"] == name);
+            let words = node
+                .and_then(|node| node["assurance"].as_str())
+                .unwrap_or_default();
+            Ok(if words == judgement {
+                Ok(())
+            } else {
+                Err(nodes.to_string())
+            })
+        },
+    )
+    .unwrap();
+}
+
+fn box_with_an_altered_image_is_no_place_for_what_demands_trust(site: &mut Site, ctl: &Ctl) {
+    // The image itself, and its digest among what the firmware loaded.
+    is_judged(site, "node-3", "changed: PCR 4,11");
+    let events = ctl.json(&["events"]).unwrap();
+    let alarm = |event: &Value| event["reason"] == "AssuranceChanged" && event["object"] == "node/node-3";
+    assert!(events.as_array().unwrap().iter().any(alarm), "{events}");
+    let manifest = site.folder.join("vault.yaml");
+    let pods = nginx::deployment(3, 0)
+        .replace("name: web", "name: vault")
+        .replace(
+            "      containers:",
+            "      nodeSelector: {assurance: trusted}\n      containers:",
+        );
+    fs::write(&manifest, pods).unwrap();
+    ok(ctl, &["apply", "-f", &manifest.display().to_string(), "--wait"]);
+    let pods = ctl.json(&["pods"]).unwrap();
+    let of = |pod: &&Value| pod["workload"]["name"] == "vault";
+    let nodes: Vec<&str> = pods
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(of)
+        .filter_map(|pod| pod["node"].as_str())
+        .collect();
+    assert!(nodes.len() == 3 && !nodes.contains(&"node-3"), "{pods}");
+    ok(ctl, &["delete", "deployment/vault"]);
 }
 
 fn a_dead_box_is_replaced(site: &mut Site) {

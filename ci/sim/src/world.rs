@@ -9,11 +9,15 @@ use crate::traffic::Traffic;
 use beemesh_agent_api::shim::Phase;
 use beemesh_agent_api::view::Assurance;
 use beemesh_agent_api::{Change, WorkloadId};
+use beemesh_agent_sched::attestation::{
+    Activation, Evidence, Release, Report, activation_proof, quote_nonce,
+};
 use beemesh_agent_sched::{
     Capacity, Cell, CellConfig, Command, Event, Key, MemberInfo, Millis, Persisted, PodReport, Record,
     RecoveredPod, RevocationNews, RootNews, Stamp, Tuning,
 };
-use beemesh_ids::PeerId;
+use beemesh_firmware_measure::{AttestationKey, fake::FakeChip};
+use beemesh_ids::{Digest, PeerId};
 use beemesh_joinpack_format::{Envelope, RevocationSet, Source, limits};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -110,6 +114,10 @@ pub struct Node {
     pub revoked: RevocationSet,
     /// Its chain of root documents: each begins with its number in four digits.
     pub roots: Vec<Vec<u8>>,
+    /// Its TPM, and what its registers hold.
+    pub tpm: Option<(FakeChip, BTreeMap<u8, Digest>)>,
+    /// It does not answer when it is asked what it booted.
+    pub silent: bool,
 }
 
 enum What {
@@ -127,6 +135,7 @@ enum What {
     PodGone(String),
     Revocations(Vec<u8>),
     Roots(Vec<Vec<u8>>),
+    Attested(PeerId, u64),
 }
 
 /// A `Start` that was seen.
@@ -146,6 +155,8 @@ pub struct Started {
 
 /// The world.
 pub struct World {
+    /// Nodes answer when they are asked what they booted.
+    pub attests: bool,
     /// Virtual milliseconds.
     pub now: u64,
     /// The machines.
@@ -182,6 +193,7 @@ impl World {
     /// A world without machines.
     pub fn new(seed: u64) -> Self {
         Self {
+            attests: false,
             now: 1000,
             nodes: Vec::new(),
             network: Network::default(),
@@ -315,6 +327,8 @@ impl World {
             refused: BTreeSet::new(),
             revoked: RevocationSet::default(),
             roots: Vec::new(),
+            tpm: None,
+            silent: false,
         });
         n
     }
@@ -605,6 +619,10 @@ impl World {
             What::Member(peer, member) => self.step(n, Event::Member { peer, member }),
             What::Revocations(envelope) => self.learn_revocations(n, &envelope),
             What::Roots(documents) => self.learn_roots(n, documents),
+            What::Attested(peer, round) => {
+                let report = self.ask(n, &peer);
+                self.step(n, Event::Attested { peer, round, report });
+            }
             What::PodRuns(pod_id) => {
                 if self.nodes[n].pods.get(&pod_id).is_some_and(|pod| !pod.stopping)
                     && self.nodes[n].cell.is_some()
@@ -633,6 +651,45 @@ impl World {
         let peer = self.nodes[revoked].peer.clone();
         let snapshot = self.authority.revoke([peer]).to_json();
         self.learn_revocations(at, &snapshot);
+    }
+
+    /// A node learns which releases there are.
+    pub fn releases(&mut self, n: usize, pcr11: &[Digest]) {
+        let release = |pcr11: &Digest| Release {
+            version: "1".into(),
+            pcr11: *pcr11,
+        };
+        self.step(n, Event::Releases(pcr11.iter().map(release).collect()));
+    }
+
+    /// What the TPM of `peer` answers to node `n`.
+    fn ask(&self, n: usize, peer: &PeerId) -> Result<Report, String> {
+        let other = self.nodes.iter().position(|node| node.peer == *peer).unwrap();
+        if self.nodes[other].silent || (other != n && !self.reachable(n, other)) {
+            return Err("unreachable".into());
+        }
+        let Some((chip, pcrs)) = &self.nodes[other].tpm else {
+            return Ok(Report::NoTpm);
+        };
+        let (me, ek, ak) = (
+            &self.nodes[n].peer,
+            Digest::of(peer.as_str().as_bytes()),
+            chip.public(),
+        );
+        let (nonce, secret) = ([1; 32], [2; 32]);
+        Ok(Report::Evidence(Box::new(Evidence {
+            ek,
+            vouched_ek: None,
+            nonce,
+            quote: chip.quote(quote_nonce(&nonce, me, peer).as_bytes(), pcrs),
+            activation: Some(Activation {
+                ek,
+                ak: AttestationKey::parse(&ak).unwrap().digest(),
+                secret,
+                proof: activation_proof(&secret, me, peer),
+            }),
+            ak,
+        })))
     }
 
     fn learn_revocations(&mut self, n: usize, snapshot: &[u8]) {
@@ -748,6 +805,11 @@ impl World {
             Command::VerifyRevocations { envelope } => self.push(n, 1, What::Revocations(envelope)),
             Command::VerifyRoots { documents } => self.push(n, 1, What::Roots(documents)),
             Command::VerifyOrder { .. } => panic!("nobody gives orders here"),
+            Command::Attest { peer, round, .. } if self.attests => {
+                self.push(n, 50, What::Attested(peer, round))
+            }
+            // Nobody answers: that is asked rarely.
+            Command::Attest { .. } => {}
             Command::Quarantine { peer, .. } | Command::Revoked { peer } => {
                 self.nodes[n].refused.insert(peer.clone());
                 if let Some(other) = self.by_peer.get(&peer) {

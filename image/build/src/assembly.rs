@@ -19,7 +19,8 @@ use crate::{
     usb,
 };
 use anyhow::{Context, Result, bail};
-use beemesh_firmware_uki::{Section, SectionName, assemble};
+use beemesh_firmware_measure::{check_stub, predict_pcr11};
+use beemesh_firmware_uki::{Section, SectionName, assemble, sections};
 use beemesh_ids::Digest;
 use std::{
     fs,
@@ -99,8 +100,9 @@ pub fn build(inputs: &Inputs) -> Result<()> {
             .find(path)
             .with_context(|| format!("no locked package has `{path}`"))
     };
+    let stub = read(&find(STUB)?)?;
     let uki = assemble(
-        &read(&find(STUB)?)?,
+        &stub,
         &[
             Section {
                 name: SectionName::Osrel,
@@ -132,6 +134,7 @@ pub fn build(inputs: &Inputs) -> Result<()> {
         );
     }
 
+    let pcr11 = predict(&stub, &uki)?;
     let names = Names::of(&inputs.version);
     fs::create_dir_all(&inputs.out).with_context(|| format!("failed to make `{}`", inputs.out.display()))?;
     put(&inputs.out, "vmlinuz", &vmlinuz)?;
@@ -157,6 +160,7 @@ pub fn build(inputs: &Inputs) -> Result<()> {
         build_id,
         profile: inputs.profile.description.clone(),
         kernel: kernel.release.clone(),
+        pcr11,
         artefacts: artefacts
             .iter()
             .map(|name| Artefact::of(&inputs.out, name))
@@ -184,6 +188,18 @@ pub fn build(inputs: &Inputs) -> Result<()> {
     }
     println!("built in {:.1} s", start.elapsed().as_secs_f32());
     Ok(())
+}
+
+/// PCR 11 after the stub has measured the image that it is in.
+fn predict(stub: &[u8], uki: &[u8]) -> Result<Digest> {
+    let stub = sections(stub).context("failed to read the stub")?;
+    let magic = stub.iter().find(|section| section.name == ".sdmagic");
+    check_stub(magic.map(|section| section.content).unwrap_or_default())
+        .context("PCR 11 cannot be predicted")?;
+    let uki = sections(uki).context("failed to read the UKI back")?;
+    Ok(predict_pcr11(
+        uki.iter().map(|section| (section.name.as_str(), section.content)),
+    ))
 }
 
 struct Names {

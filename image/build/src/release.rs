@@ -17,6 +17,8 @@ pub struct Release {
     pub profile: String,
     /// What `uname -r` says.
     pub kernel: String,
+    /// What the UKI leaves in PCR 11 (SHA-256 bank) once systemd-stub has measured it.
+    pub pcr11: Digest,
     /// The files beside this one.
     pub artefacts: Vec<Artefact>,
     /// The Debian packages, of which the image holds a part.

@@ -92,6 +92,7 @@ pub fn draft(fabric: &Fabric, plan: Plan, keys: &KeyArgs) -> Result<Draft, Failu
         orders,
         approval: plan.approval,
         requests: plan.requests,
+        releases: plan.releases,
     };
     let joinpack = sign(fabric, &manifest)?;
     Ok(Draft {

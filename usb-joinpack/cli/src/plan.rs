@@ -10,7 +10,8 @@ use anyhow::{Context as _, anyhow};
 use beemesh_firmware_credential::EndorsementKey;
 use beemesh_ids::{Digest, NodeName};
 use beemesh_joinpack_format::{
-    EndorsementFile, Envelope, NodeEntry, NodeNetwork, Proof, RECEIPT_PAYLOAD_TYPE, Receipt, Refusal, limits,
+    EndorsementFile, Envelope, NodeEntry, NodeNetwork, Proof, RECEIPT_PAYLOAD_TYPE, Receipt, Refusal,
+    ReleaseEntry, limits,
 };
 use serde::{Deserialize, Serialize};
 use std::io::{IsTerminal as _, Read as _};
@@ -64,6 +65,8 @@ pub struct Plan {
     pub cell: String,
     /// Nodes that the cell will have in the end, if more than are in this pack.
     pub roster_size: Option<u32>,
+    /// OS releases that members may have booted.
+    pub releases: Vec<ReleaseEntry>,
 }
 
 /// The flags of `create` that say what goes into the pack.
@@ -113,6 +116,10 @@ pub struct PlanArgs {
     /// Nodes that the cell will have in the end, if more than this pack brings
     #[arg(long, value_name = "N")]
     roster_size: Option<u32>,
+    /// An OS release that members may have booted: the `release.json` that `image build` wrote beside the image. Members whose
+    /// TPM shows that they did are trusted; at most 8
+    #[arg(long = "release", value_name = "FILE")]
+    releases: Vec<PathBuf>,
     /// Nodes from a CSV file, a row each, by the columns name, mac, serial, ek, address, gateway and dns of its first line; only
     /// those that are used need be there. A row without a name is node-N
     #[arg(long, value_name = "FILE", conflicts_with = "count")]
@@ -142,10 +149,20 @@ pub struct PlanFile {
     pub(crate) peers: Vec<String>,
     pub(crate) nodes: Option<u32>,
     pub(crate) roster_size: Option<u32>,
+    /// Files `release.json`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) releases: Vec<PathBuf>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) node: Vec<FileNode>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) image: Vec<FileImage>,
+}
+
+/// What counts of a `release.json`.
+#[derive(Debug, Deserialize)]
+struct ReleaseFile {
+    version: String,
+    pcr11: Digest,
 }
 
 /// A node of the TOML file.
@@ -271,6 +288,21 @@ pub fn read_ek(base: &Path, text: &str) -> Result<(Digest, Option<EndorsementKey
 fn is_receipt(bytes: &[u8]) -> bool {
     Envelope::parse(bytes, limits::RECEIPT_LIMIT)
         .is_ok_and(|envelope| envelope.payload_type() == RECEIPT_PAYLOAD_TYPE)
+}
+
+fn read_release(path: &Path) -> Result<ReleaseEntry, Failure> {
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(PLAN_LIMIT + 1).read_to_end(&mut bytes));
+    if let Err(error) = read {
+        invalid!("failed to read `{}`: {error}", path.display());
+    }
+    match serde_json::from_slice::<ReleaseFile>(&bytes) {
+        Ok(ReleaseFile { version, pcr11 }) => Ok(ReleaseEntry { version, pcr11 }),
+        Err(error) => invalid!(
+            "`{}` is not the `release.json` of an image with its PCR 11: {error}",
+            path.display()
+        ),
+    }
 }
 
 pub fn parse_image(text: &str) -> Result<(String, PathBuf), String> {
@@ -399,6 +431,14 @@ impl PlanArgs {
             .map(|i| (i.name, base.join(i.archive)))
             .collect();
         images.extend(self.images);
+        let releases = file
+            .releases
+            .iter()
+            .map(|path| base.join(path))
+            .chain(self.releases);
+        let releases = releases
+            .map(|path| read_release(&path))
+            .collect::<Result<_, _>>()?;
         Ok(Plan {
             nodes,
             peers,
@@ -411,6 +451,7 @@ impl PlanArgs {
             rotate_keys: self.rotate_keys || file.rotate_keys,
             cell: self.cell.or(file.cell).unwrap_or_else(|| "main".to_owned()),
             roster_size: self.roster_size.or(file.roster_size),
+            releases,
         })
     }
 }

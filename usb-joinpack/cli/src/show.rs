@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use beemesh_ids::{Digest, FabricId, NodeName, PeerId};
 use beemesh_joinpack_format::{
     ApprovalCode, KeyOrder, KeyOrders, Manifest, NodeEntry, Outcome, Part, PartKind, Receipt, ReceiptMachine,
-    Refusal, Request, RevocationSet, Revocations, Role, RootChain, TimeSource, Timestamp,
+    Refusal, ReleaseEntry, Request, RevocationSet, Revocations, Role, RootChain, TimeSource, Timestamp,
 };
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -75,6 +75,8 @@ pub struct PackView {
     pub requests: bool,
     /// An empty disk may be taken.
     pub blank_disk: bool,
+    /// OS releases that members may have booted.
+    pub releases: Vec<ReleaseEntry>,
 }
 
 /// An image.
@@ -134,6 +136,7 @@ impl PackView {
             approval: manifest.approval,
             requests: manifest.requests,
             blank_disk: manifest.state.blank_disk,
+            releases: manifest.releases.clone(),
         }
     }
 
@@ -185,6 +188,12 @@ impl PackView {
             line(
                 "requests",
                 "machines without a voucher write a request to the stick, for `joinpack answer`".into(),
+            );
+        }
+        for release in &self.releases {
+            line(
+                "release",
+                format!("{}, PCR 11 {}", release.version, release.pcr11),
             );
         }
         line(

@@ -283,3 +283,58 @@ fn place_by_approval_has_name_and_network_and_no_voucher() {
     let open = payload(&dir.path().join("open"));
     assert!(open["vouchers"].as_array().unwrap().is_empty() && open["approval"] == true);
 }
+
+#[test]
+fn releases_come_from_flags_and_from_the_file_and_are_signed_into_the_pack() {
+    let dir = bench();
+    let release = |name: &str, version: &str, digit: &str| {
+        let pcr11 = format!("sha256:{}", digit.repeat(64));
+        let text =
+            format!(r#"{{"version": "{version}", "build_id": "x", "pcr11": "{pcr11}", "artefacts": []}}"#);
+        std::fs::write(dir.path().join(name), text).unwrap();
+        pcr11
+    };
+    let (old, new) = (
+        release("old.json", "0.1.0", "a"),
+        release("new.json", "0.2.0", "b"),
+    );
+    std::fs::write(
+        dir.path().join("plan.toml"),
+        "nodes = 1\nreleases = [\"old.json\"]\n",
+    )
+    .unwrap();
+    let line = "create --fabric fab --out pack --from plan.toml --release new.json";
+    done(dir.path(), &line.split_whitespace().collect::<Vec<_>>());
+    let pack = payload(&dir.path().join("pack"));
+    let expected =
+        serde_json::json!([{"version": "0.1.0", "pcr11": old}, {"version": "0.2.0", "pcr11": new}]);
+    assert_eq!(pack["releases"], expected);
+    let shown = done(dir.path(), &["inspect", "pack"]).out;
+    assert!(shown.contains(&format!("0.2.0, PCR 11 {new}")), "{shown}");
+    // A file that is none, and one of an image that was built before PCR 11 was predicted.
+    std::fs::write(dir.path().join("bad.json"), r#"{"version": "0.1.0"}"#).unwrap();
+    for (name, word) in [
+        ("bad.json", "`pcr11`"),
+        ("absent.json", "failed to read `absent.json`"),
+    ] {
+        let line = [
+            "create",
+            "--fabric",
+            "fab",
+            "--out",
+            "p2",
+            "--nodes",
+            "1",
+            "--release",
+            name,
+        ];
+        ends(dir.path(), &line, 2, word);
+    }
+    let line = "create --fabric fab --out p3 --nodes 1 --release new.json --release new.json";
+    ends(
+        dir.path(),
+        &line.split_whitespace().collect::<Vec<_>>(),
+        2,
+        "twice",
+    );
+}

@@ -37,7 +37,8 @@ pub use key_order::{KEY_ORDER_PAYLOAD_TYPE, KeyOrder, KeyOrders};
 pub use limits::MANIFEST_LIMIT;
 pub use machine::Machine;
 pub use manifest::{
-    ImageEntry, MANIFEST_PAYLOAD_TYPE, Manifest, NodeEntry, NodeNetwork, PackVoucher, SealedKey, StatePolicy,
+    ImageEntry, MANIFEST_PAYLOAD_TYPE, Manifest, NodeEntry, NodeNetwork, PackVoucher, ReleaseEntry,
+    SealedKey, StatePolicy,
 };
 pub use membership::{Assurance, Member, Membership, REDEMPTION_PAYLOAD_TYPE, Redemption};
 pub use operator::OperatorContext;

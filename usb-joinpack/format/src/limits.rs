@@ -72,5 +72,9 @@ pub const REVOKED: usize = 4096;
 pub const REVOCATION_PAYLOAD: usize = 512 * 1024;
 /// Length of a revocation snapshot's envelope in bytes: it fits into one message between nodes.
 pub const REVOCATION_LIMIT: usize = 768 * 1024;
+/// Releases in a manifest.
+pub const RELEASES: usize = 8;
+/// Length of a release's version in bytes.
+pub const VERSION: usize = 64;
 /// Revocation snapshots in a manifest, and held by a node: each has something that the others lack.
 pub const SNAPSHOTS: usize = 8;

@@ -6,7 +6,7 @@
 use crate::refusal::clean;
 use crate::validate::{
     check_cidr, check_escape, check_image_name, check_ip, check_label, check_mac, check_peer, check_serial,
-    check_ulid, payload,
+    check_ulid, check_version, payload,
 };
 use crate::{Act, Deed, Envelope, Refusal, Role, SecretKey, Timestamp, limits};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -64,6 +64,19 @@ pub struct Manifest {
     /// A machine without a voucher in the pack may write a [`crate::Request`] to the stick, which its maker answers.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub requests: bool,
+    /// OS releases that members may have booted, at most [`limits::RELEASES`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub releases: Vec<ReleaseEntry>,
+}
+
+/// An OS release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseEntry {
+    /// Version, 1 to [`limits::VERSION`] of `A-Za-z0-9.-~^`.
+    pub version: String,
+    /// What its unified kernel image leaves in register 11 of a TPM (SHA-256 bank).
+    pub pcr11: Digest,
 }
 
 /// A node of the roster. What it names of `mac`, `serial` and `ek` must all be the machine's; an entry that names none of
@@ -178,6 +191,7 @@ struct Wire {
     approval: bool,
     #[serde(default)]
     requests: bool,
+    releases: Vec<ReleaseEntry>,
 }
 
 #[derive(Deserialize)]
@@ -313,6 +327,7 @@ impl Manifest {
             orders: wire.orders,
             approval: wire.approval,
             requests: wire.requests,
+            releases: wire.releases,
         };
         manifest.check()?;
         Ok(manifest)
@@ -335,6 +350,11 @@ impl Manifest {
         bound("blobs", self.blobs.len(), limits::BLOBS)?;
         bound("revocation snapshots", self.revocations.len(), limits::SNAPSHOTS)?;
         bound("key orders", self.orders.len(), limits::ORDERS)?;
+        bound("releases", self.releases.len(), limits::RELEASES)?;
+        distinct("release", self.releases.iter().map(|release| &release.pcr11))?;
+        self.releases
+            .iter()
+            .try_for_each(|release| check_version(&release.version))?;
         check_ulid("serial", &self.serial)?;
         check_label("cell name", &self.cell)?;
         if self.expires <= self.issued {

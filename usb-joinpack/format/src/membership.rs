@@ -8,7 +8,7 @@ use crate::{
     Admission, Envelope, NodeKeys, Refusal, RoleKeys, RootChain, Rotation, SecretKey, Source, Timestamp,
     Voucher, limits,
 };
-use beemesh_ids::{FabricId, NodeName, PeerId};
+use beemesh_ids::{Digest, FabricId, NodeName, PeerId};
 use serde::{Deserialize, Serialize};
 
 /// DSSE payload type of a [`Redemption`].
@@ -195,6 +195,12 @@ impl Membership {
     pub fn rotated_to(&self) -> Option<PeerId> {
         let last = self.rotations.last()?;
         Rotation::verify(last).ok().map(|rotation| rotation.to)
+    }
+
+    /// The endorsement key that the voucher is for, where it is for one TPM alone. For a credential that was verified: this
+    /// checks nothing.
+    pub fn endorsement(&self) -> Option<Digest> {
+        Voucher::read_unverified(&self.voucher).ok()?.ek
     }
 
     /// The credential as it goes over the wire.

@@ -135,6 +135,18 @@ pub(crate) fn check_image_name(name: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// A release's version, as `image build` takes it.
+pub(crate) fn check_version(version: &str) -> Result<(), Refusal> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'~' | b'^');
+    if version.is_empty() || version.len() > limits::VERSION || !version.bytes().all(allowed) {
+        return Err(Refusal::malformed(
+            "release",
+            format_args!("`{}` is not a version", clean(version)),
+        ));
+    }
+    Ok(())
+}
+
 /// A MAC address in the one form `aa:bb:cc:dd:ee:ff`, not a group address.
 pub(crate) fn check_mac(mac: &str) -> Result<(), Refusal> {
     let mut parts = mac.split(':');

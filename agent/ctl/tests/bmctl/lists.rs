@@ -18,10 +18,10 @@ fn check(node: &Node, args: &[&str], expected: &str) {
 fn nodes_are_a_table_in_the_order_of_the_answer() {
     let node = Node::saying(200, &views::nodes());
     check(&node, &["nodes"], "\
-NAME     STATUS    ASSURANCE   PODS   ADDRESS             VERSION   JOINED   PEER-ID
-node-1   Ready     tpm         1      192.168.1.21:7443   0.1.0     3120ms   12D3KooW9tHTtS3inCZiYykw4u5G4frbjVFqhkmJX12gSNCVeH3e
-till     Suspect   low         2      192.168.1.22:7443   0.1.0     -        12D3KooW9xCm2jWjNVrwh51SWCQBMYdMyeU3NpT85QhLVkF6PcNM
-node-3   Down      tpm         3      -                   0.1.0     4001ms   12D3KooWA284B2yjxoAAqAFwwVj6eRQ8DogF3t8wdpMzZ8Hh8wh4
+NAME     STATUS    ASSURANCE           PODS   ADDRESS             VERSION   JOINED   PEER-ID
+node-1   Ready     trusted             1      192.168.1.21:7443   0.1.0     3120ms   12D3KooW9tHTtS3inCZiYykw4u5G4frbjVFqhkmJX12gSNCVeH3e
+till     Suspect   low                 2      192.168.1.22:7443   0.1.0     -        12D3KooW9xCm2jWjNVrwh51SWCQBMYdMyeU3NpT85QhLVkF6PcNM
+node-3   Down      changed: PCR 7,11   3      -                   0.1.0     4001ms   12D3KooWA284B2yjxoAAqAFwwVj6eRQ8DogF3t8wdpMzZ8Hh8wh4
 ");
     assert_eq!(node.lines(), ["GET /v1/nodes"]);
 }

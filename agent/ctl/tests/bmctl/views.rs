@@ -1,7 +1,7 @@
 //! Views as a node gives them.
 
 use beemesh_agent_api::shim::{ContainerState, Phase};
-use beemesh_agent_api::view::{Assurance, EventView, ImageView, LogLine, NodeStatus, NodeView, PodView};
+use beemesh_agent_api::view::{EventView, ImageView, LogLine, NodeAssurance, NodeStatus, NodeView, PodView};
 use beemesh_agent_api::{WorkloadId, WorkloadKind};
 use beemesh_ids::{Digest, PeerId};
 
@@ -19,11 +19,17 @@ pub fn nodes() -> Vec<NodeView> {
         joined_after_ms,
     };
     vec![
-        node("node-1", 1, NodeStatus::Ready, Assurance::Tpm, Some(3120)),
-        node("till", 2, NodeStatus::Suspect, Assurance::Low, None),
+        node("node-1", 1, NodeStatus::Ready, NodeAssurance::Trusted, Some(3120)),
+        node("till", 2, NodeStatus::Suspect, NodeAssurance::Low, None),
         NodeView {
             addresses: vec![],
-            ..node("node-3", 3, NodeStatus::Down, Assurance::Tpm, Some(4001))
+            ..node(
+                "node-3",
+                3,
+                NodeStatus::Down,
+                NodeAssurance::Changed(vec![7, 11]),
+                Some(4001),
+            )
         },
     ]
 }

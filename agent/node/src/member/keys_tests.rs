@@ -130,6 +130,9 @@ async fn start(n: u8, volume: &Path, runtime: &FakeRuntime) -> Running {
     let runtime: Arc<dyn beemesh_agent_runtime::Runtime> = Arc::new(runtime.clone());
     let part = Part {
         context: rest::Context {
+            attestor: crate::attestation::Attestor::new(Arc::new(|| {
+                Box::new(beemesh_firmware_tpm::SoftwareTpm)
+            })),
             networks,
             queries: queries.clone(),
             journal: journal.clone(),

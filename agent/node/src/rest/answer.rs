@@ -47,17 +47,19 @@ fn never(error: Infallible) -> io::Error {
 /// A JSON document.
 pub fn json<T: Serialize>(status: StatusCode, document: &T) -> Answer {
     match serde_json::to_vec(document) {
-        Ok(bytes) => with_body(
-            status,
-            "application/json",
-            Full::new(Bytes::from(bytes)).map_err(never).boxed_unsync(),
-        ),
+        Ok(bytes) => json_bytes(status, bytes),
         Err(error) => Refused::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             format!("failed to encode: {error}"),
         )
         .answer(),
     }
+}
+
+/// A JSON document that is written already.
+pub fn json_bytes(status: StatusCode, bytes: Vec<u8>) -> Answer {
+    let body = Full::new(Bytes::from(bytes)).map_err(never).boxed_unsync();
+    with_body(status, "application/json", body)
 }
 
 /// A stream of documents, one a line; an error ends it with the connection, so that no client takes it for the end.

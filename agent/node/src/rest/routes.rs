@@ -1,9 +1,10 @@
 //! Which request asks what of whom.
 
-use super::answer::{Answer, Refused, json, json_lines};
+use super::answer::{Answer, Refused, json, json_bytes, json_lines};
 use super::forward;
 use super::serve::Access;
 use super::system_log;
+use crate::attestation::{self, Attestor};
 use crate::images::Images;
 use crate::journal::Journal;
 use crate::networks::Networks;
@@ -48,6 +49,8 @@ pub struct Context {
     pub system_log: SystemLog,
     /// Images of this node.
     pub images: Images,
+    /// What the TPM says to other members.
+    pub attestor: Attestor,
     /// The fabric, once this box is a member.
     pub site: watch::Receiver<Option<Site>>,
 }
@@ -190,6 +193,16 @@ async fn route(request: Request<Incoming>, access: Access, context: Context) -> 
             let file = blocking(endorsement).await??;
             Ok(json(StatusCode::OK, &file))
         }
+        (&Method::POST, path::ATTESTATION) => {
+            let Access::Member(asker) = &access else {
+                let error = "members ask each other this; see `bmctl nodes` for what came of it";
+                return Err(Refused::new(StatusCode::FORBIDDEN, error));
+            };
+            let me = context.site()?.fabric.peer_id().clone();
+            let question = body_of(request, attestation::LIMIT).await?;
+            let answer = context.attestor.answer(&me, asker, &question).await?;
+            Ok(json_bytes(StatusCode::OK, answer))
+        }
         (&Method::GET, path::TIME) => Ok(json(StatusCode::OK, &context.networks.time())),
         (&Method::GET, path::IMAGES) => {
             let images = context.images.clone();
@@ -205,7 +218,7 @@ async fn route(request: Request<Incoming>, access: Access, context: Context) -> 
                 (None, _) => false,
             };
             match query.get("node").filter(|_| elsewhere) {
-                Some(node) if access == Access::Member => Err(Refused::new(
+                Some(node) if matches!(access, Access::Member(_)) => Err(Refused::new(
                     StatusCode::CONFLICT,
                     format!("this is not node `{node}`"),
                 )),
@@ -255,7 +268,11 @@ fn flag(query: &BTreeMap<String, String>, name: &str) -> bool {
 }
 
 async fn body(request: Request<Incoming>) -> Result<Vec<u8>, Refused> {
-    let whole = Limited::new(request.into_body(), BODY_LIMIT).collect();
+    body_of(request, BODY_LIMIT).await
+}
+
+async fn body_of(request: Request<Incoming>, limit: usize) -> Result<Vec<u8>, Refused> {
+    let whole = Limited::new(request.into_body(), limit).collect();
     match tokio::time::timeout(BODY_PATIENCE, whole).await {
         Ok(Ok(body)) => Ok(body.to_bytes().to_vec()),
         Ok(Err(error)) => Err(Refused::new(
@@ -328,7 +345,7 @@ async fn elsewhere(context: &Context, access: &Access, pod: &PodView) -> Result<
             format!("pod `{}` is not placed on a node yet", pod.name),
         )),
         Some(node) if *node == site.name => Ok(None),
-        Some(node) if *access == Access::Member => Err(Refused::new(
+        Some(node) if matches!(access, Access::Member(_)) => Err(Refused::new(
             StatusCode::CONFLICT,
             format!("pod `{}` has moved to node `{node}`: try again", pod.name),
         )),

@@ -4,6 +4,7 @@ use super::routes::{Context, handle};
 use crate::supervisor::{self, Pulse, Supervisor};
 use anyhow::{Context as _, Result};
 use beemesh_agent_identity::operator_of;
+use beemesh_ids::PeerId;
 use beemesh_joinpack_format::KeyId;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -30,8 +31,8 @@ pub enum Access {
     Operator(KeyId),
     /// TLS without an operator's key: sees nothing.
     Anonymous,
-    /// Another member, for a client that it has checked.
-    Member,
+    /// Another member, for itself or for a client that it has checked.
+    Member(PeerId),
 }
 
 /// Serves one connection until it ends.

@@ -85,6 +85,7 @@ pub fn cases() -> Vec<Case> {
     places::revocations(&mut book);
     requests::requests(&mut book);
     places::orders(&mut book);
+    places::releases(&mut book);
     book.0
 }
 

@@ -8,8 +8,8 @@ use beemesh_ids::{Digest, FabricId, NodeName, PeerId};
 use beemesh_usb_joinpack_format as format;
 use format::{
     Admission, EndorsementFile, Envelope, ImageEntry, KeyOrder, MANIFEST_LIMIT, MANIFEST_PAYLOAD_TYPE,
-    Manifest, NodeEntry, NodeNetwork, PackVoucher, ReceiptMachine, Request, Revocations, Role, RoleSpec,
-    Root, RootChain, SealedKey, SecretKey, StatePolicy, Timestamp, VOUCHER_PAYLOAD_TYPE, Voucher,
+    Manifest, NodeEntry, NodeNetwork, PackVoucher, ReceiptMachine, ReleaseEntry, Request, Revocations, Role,
+    RoleSpec, Root, RootChain, SealedKey, SecretKey, StatePolicy, Timestamp, VOUCHER_PAYLOAD_TYPE, Voucher,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -272,6 +272,7 @@ pub fn draft(fabric: &str, enrolment: u32) -> Draft {
         orders: Vec::new(),
         approval: false,
         requests: false,
+        releases: Vec::new(),
     };
     Draft {
         manifest,

@@ -426,3 +426,43 @@ pub(super) fn orders(book: &mut Book) {
         add(name, about, expect, with(signed(&bent)));
     }
 }
+
+pub(super) fn releases(book: &mut Book) {
+    let release = |n: usize| ReleaseEntry {
+        version: format!("0.{n}.0~rc1"),
+        pcr11: Digest::of(&n.to_be_bytes()),
+    };
+    let mut known = draft("shop", 1);
+    known.manifest.releases = (0..8).map(release).collect();
+    book.add(
+        "good-releases",
+        "eight releases that members may have booted",
+        "accepted",
+        &known,
+        known.joinpack(),
+    );
+    let mut add = |name, about, expect, change: &dyn Fn(&mut Vec<ReleaseEntry>)| {
+        let mut bent = known.clone();
+        change(&mut bent.manifest.releases);
+        book.add(name, about, expect, &bent, bent.joinpack());
+    };
+    add("too-many-releases", "nine releases", "limit-exceeded", &|all| {
+        all.push(release(8))
+    });
+    add(
+        "release-named-twice",
+        "two versions with one image",
+        "duplicate",
+        &|all| {
+            all[7].pcr11 = all[0].pcr11;
+        },
+    );
+    add(
+        "release-with-bad-version",
+        "a version with a boot counter",
+        "malformed",
+        &|all| {
+            all[0].version = "0.1.0+3".to_owned();
+        },
+    );
+}

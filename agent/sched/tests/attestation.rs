@@ -1,0 +1,172 @@
+//! What nodes booted, as they judge each other, and where pods go that demand an assurance.
+
+use beemesh_agent_api::view::NodeAssurance;
+use beemesh_agent_sched::attestation::{EVERY_MS, FIRST_MS, VALID_MS};
+use beemesh_ci_sim::{Wish, World, deployment};
+use beemesh_firmware_measure::fake::FakeChip;
+use beemesh_ids::Digest;
+use std::collections::BTreeMap;
+
+fn release() -> Digest {
+    Digest::of(b"release")
+}
+
+fn registers(image: Digest) -> BTreeMap<u8, Digest> {
+    let mut pcrs: BTreeMap<u8, Digest> = (0..8).map(|pcr| (pcr, Digest::of(&[pcr]))).collect();
+    pcrs.extend([(11, image), (12, Digest::of(b"given"))]);
+    pcrs
+}
+
+/// Three nodes with TPMs that booted the release, and know it.
+fn world() -> World {
+    let mut world = World::settled(21, 3);
+    world.attests = true;
+    for n in 0..3 {
+        world.nodes[n].tpm = Some((FakeChip::new(), registers(release())));
+        world.releases(n, &[release()]);
+    }
+    world
+}
+
+fn set(world: &mut World, n: usize, pcr: u8, value: &[u8]) {
+    world.nodes[n]
+        .tpm
+        .as_mut()
+        .unwrap()
+        .1
+        .insert(pcr, Digest::of(value));
+}
+
+/// How node `by` judges node `n`.
+fn judged(world: &World, by: usize, n: usize) -> String {
+    let nodes = world.nodes[by].cell.as_ref().unwrap().nodes();
+    let found = nodes.into_iter().find(|node| node.peer_id == world.nodes[n].peer);
+    found.unwrap().assurance.to_string()
+}
+
+fn all_trust(world: &World, n: usize) -> bool {
+    (0..3).all(|by| judged(world, by, n) == "trusted")
+}
+
+fn secure(replicas: u32) -> Wish {
+    let mut wish = deployment("vault", replicas);
+    let selector = &mut wish.spec.as_mut().unwrap().pod.node_selector;
+    selector.insert("assurance".into(), "trusted".into());
+    wish
+}
+
+fn why(world: &World, at: usize) -> String {
+    let pods = world.nodes[at].cell.as_ref().unwrap().pods();
+    pods[0].reason.clone().unwrap_or_default()
+}
+
+#[test]
+fn members_become_trusted_after_the_join_and_the_pod_waits_for_that_with_a_reason() {
+    let mut world = world();
+    assert_eq!(
+        judged(&world, 0, 1),
+        "tpm",
+        "its claim, as long as nobody has judged"
+    );
+    world.change(0, secure(3));
+    world.run(500);
+    assert!(why(&world, 1).contains("not judged yet"), "{}", why(&world, 1));
+    let took = world.run_until(3 * FIRST_MS, |world| (0..3).all(|n| all_trust(world, n)));
+    assert!(took.is_some(), "{}", world.describe());
+    let workload = secure(3).workload;
+    let placed = world.run_until(6000, |world| world.runs_exactly(&workload, 3));
+    assert!(placed.is_some(), "{}", world.describe());
+}
+
+#[test]
+fn node_that_boots_another_image_is_changed_and_gets_no_pod_that_demands_trust() {
+    let mut world = world();
+    world.run(3 * FIRST_MS);
+    assert!(all_trust(&world, 2));
+    world.kill(2);
+    world.run(8000);
+    set(&mut world, 2, 11, b"altered");
+    world.boot(2);
+    world.releases(2, &[release()]);
+    world.run(FIRST_MS / 2);
+    assert_ne!(
+        judged(&world, 0, 2),
+        "trusted",
+        "what it was before its reboot does not count"
+    );
+    world.run(6 * FIRST_MS);
+    for by in 0..3 {
+        assert_eq!(judged(&world, by, 2), "changed: PCR 11", "by {by}");
+    }
+    assert!(world.saw("AssuranceChanged") >= 3);
+    world.change(2, secure(3));
+    world.run(8000);
+    assert_eq!(world.nodes[2].pods.len(), 0, "{}", world.describe());
+    assert_eq!(world.nodes[0].pods.len() + world.nodes[1].pods.len(), 3);
+    // It heals: the image that the release names.
+    world.kill(2);
+    world.run(8000);
+    world.nodes[2].tpm.as_mut().unwrap().1.insert(11, release());
+    world.boot(2);
+    world.releases(2, &[release()]);
+    let took = world.run_until(8 * FIRST_MS, |world| all_trust(world, 2));
+    assert!(took.is_some(), "{}", world.describe());
+}
+
+#[test]
+fn every_node_changed_means_no_place_and_the_reason_names_the_register() {
+    let mut world = world();
+    world.run(3 * FIRST_MS);
+    for n in 0..3 {
+        set(&mut world, n, 7, b"secure boot off");
+    }
+    world.run(EVERY_MS + 60_000);
+    assert_eq!(judged(&world, 0, 1), "changed: PCR 7");
+    world.change(0, secure(1));
+    world.run(8000);
+    assert!(why(&world, 1).contains("changed: PCR 7"), "{}", why(&world, 1));
+}
+
+#[test]
+fn baseline_is_remembered_over_a_restart_of_the_agent() {
+    let mut world = world();
+    world.run(3 * FIRST_MS);
+    set(&mut world, 1, 4, b"another boot loader");
+    world.stop_agent(0);
+    world.run(8000);
+    world.boot(0);
+    world.releases(0, &[release()]);
+    world.run(8 * FIRST_MS);
+    assert_eq!(judged(&world, 0, 1), "changed: PCR 4");
+}
+
+#[test]
+fn node_without_a_tpm_is_low_and_without_releases_nobody_is_trusted() {
+    let mut world = world();
+    world.nodes[1].tpm = None;
+    world.releases(2, &[]);
+    world.run(4 * FIRST_MS);
+    assert_eq!(judged(&world, 0, 1), NodeAssurance::Low.to_string());
+    assert_eq!(
+        (judged(&world, 0, 2), judged(&world, 2, 0)),
+        ("trusted".into(), "tpm".into())
+    );
+}
+
+#[test]
+fn judgement_ends_where_no_answer_comes_any_more() {
+    let mut world = world();
+    world.run(3 * FIRST_MS);
+    assert!(all_trust(&world, 1));
+    // It stays connected and answers nothing.
+    let taken = world.nodes[1].tpm.take();
+    world.nodes[1].silent = true;
+    world.run(VALID_MS - 4 * FIRST_MS);
+    assert_eq!(judged(&world, 0, 1), "trusted");
+    world.run(8 * FIRST_MS);
+    assert_eq!(judged(&world, 0, 1), "tpm", "only its claim is left");
+    world.nodes[1].silent = false;
+    world.nodes[1].tpm = taken;
+    world.run(EVERY_MS + 2 * FIRST_MS);
+    assert_eq!(judged(&world, 0, 1), "trusted");
+}
