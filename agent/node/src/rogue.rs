@@ -10,7 +10,7 @@ use crate::start::{Options, run};
 use crate::store::Store;
 use beemesh_agent_api::record::CHANGE_PAYLOAD_TYPE;
 use beemesh_agent_api::{Change, parse_manifests};
-use beemesh_agent_fabric::{Admission, Credentials, Denial, Fabric, FabricConfig, FabricEvent};
+use beemesh_agent_fabric::{Admission, Admitted, Credentials, Denial, Fabric, FabricConfig, FabricEvent};
 use beemesh_agent_sched::MemberInfo;
 use beemesh_agent_sched::wire::{Blob, Message};
 use beemesh_ids::PeerId;
@@ -125,6 +125,7 @@ async fn member(folder: &Path, number: u8, node: &str) -> Options {
         floor: NOW,
         spare: Vec::new(),
         lost: false,
+        releases: Vec::new(),
     };
     store.save(DOCUMENT, &document).unwrap();
     options
@@ -163,8 +164,8 @@ async fn until(options: &Options, request: &str, what: impl Fn(&str) -> bool) {
 struct Everybody;
 
 impl Admission for Everybody {
-    fn admit(&self, _: &PeerId, _: &[u8]) -> Result<(), Denial> {
-        Ok(())
+    fn admit(&self, peer: &PeerId, _: &[u8]) -> Result<Admitted, Denial> {
+        Ok(Admitted::by_first_key(peer))
     }
 }
 

@@ -1,5 +1,7 @@
 //! What nodes booted, as they judge each other, and where pods go that demand an assurance.
 
+#![allow(clippy::unwrap_used)]
+
 use beemesh_agent_api::view::NodeAssurance;
 use beemesh_agent_sched::attestation::{EVERY_MS, FIRST_MS, VALID_MS};
 use beemesh_ci_sim::{Wish, World, deployment};

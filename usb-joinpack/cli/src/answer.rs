@@ -152,6 +152,9 @@ pub fn answer(arguments: AnswerArgs) -> Result<(), Failure> {
     show::print(arguments.output, &view, AnswersView::in_words)
 }
 
+/// Requests that are not answered: the file, and why.
+type Refused = Vec<(String, Why)>;
+
 fn not_answered(refused: &[(String, Why)], arguments: &AnswerArgs) -> Failure {
     match refused.first() {
         None => Failure::Invalid(anyhow!(
@@ -175,7 +178,7 @@ fn read_requests(
     media: &Media,
     pack: &Pack<Verified>,
     vendors: Option<&Vendors>,
-) -> Result<(Vec<Asking>, Vec<(String, Why)>), Failure> {
+) -> Result<(Vec<Asking>, Refused), Failure> {
     let (mut asking, mut refused) = (Vec::new(), Vec::new());
     let is_request = |name: &String| {
         let file = name.strip_prefix("requests/").unwrap_or_default();
@@ -261,7 +264,7 @@ fn check_names(
 fn settle(
     fabric: &Fabric,
     asking: &mut Vec<Asking>,
-    refused: &mut Vec<(String, Why)>,
+    refused: &mut Refused,
     accept_unproven: bool,
 ) -> Result<(), Failure> {
     let mut seen = BTreeSet::new();
@@ -341,7 +344,7 @@ fn draft(
     pack: &Pack<Verified>,
     asking: &[Asking],
     arguments: &AnswerArgs,
-    refused: &mut Vec<(String, Why)>,
+    refused: &mut Refused,
 ) -> Result<Draft, Failure> {
     let issued = chance::now();
     let expires = issued.plus_seconds(arguments.expires);

@@ -31,7 +31,7 @@ const LONGEST_TURN_MS: u64 = 10_000;
 /// What was done elsewhere for a rotation.
 pub(super) enum Done {
     /// The new key is on the disk, or why not.
-    Made(Box<Result<NodeKey, KeyError>>),
+    Made(Result<Arc<NodeKey>, KeyError>),
     /// The fabric goes on with it, or not.
     Moved(bool),
 }
@@ -170,7 +170,7 @@ impl Driver {
     pub(super) fn rotation_done(&mut self, done: Done) {
         match done {
             Done::Made(Ok(key)) => {
-                self.next_key = Some(Arc::new(key));
+                self.next_key = Some(key);
                 self.rotate(Step::Made(true));
             }
             Done::Made(Err(error)) => {
@@ -203,7 +203,7 @@ impl Driver {
                 let done = self.rotation_done.clone();
                 tokio::task::spawn_blocking(move || {
                     let tpm = beemesh_firmware_tpm::open();
-                    let made = NodeKey::make_next(&folder, tpm.as_ref());
+                    let made = NodeKey::make_next(&folder, tpm.as_ref()).map(Arc::new);
                     // A receiver that is gone means that the agent ends.
                     let _ = done.blocking_send(Done::Made(made));
                 });
