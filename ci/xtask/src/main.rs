@@ -51,6 +51,9 @@ enum Command {
         #[arg(long)]
         strict: bool,
     },
+    /// Play what takes too long for `test`
+    #[command(subcommand)]
+    E2e(E2e),
     /// Feed the parsers of strangers' bytes with mutated test vectors
     Fuzz {
         /// For how long, in seconds, for each target
@@ -80,6 +83,16 @@ enum Command {
     Bench(bench::Bench),
 }
 
+#[derive(Subcommand)]
+enum E2e {
+    /// A week of a site that no network reaches: nights, rotation of keys, a box installed anew; target/airgap/report.json
+    Airgap {
+        /// Days to play
+        #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(4..=31))]
+        days: u16,
+    },
+}
+
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Setup => setup::setup(),
@@ -87,6 +100,7 @@ fn main() -> ExitCode {
         Command::Check => check::check(),
         Command::Test { only } => test::test(only.as_deref()),
         Command::Demo { nodes, keep, strict } => demo(nodes, keep, strict),
+        Command::E2e(E2e::Airgap { days }) => airgap(days),
         Command::Fuzz { seconds } => fuzz(seconds),
         Command::Sim {
             nodes,
@@ -134,6 +148,16 @@ fn sim(options: &[&str]) -> Result<ExitCode> {
     let mut line = vec!["run", "--release", "--package", "beemesh-ci-sim", "--"];
     line.extend(options);
     run::step("sim", &mut run::cargo(&line))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn airgap(days: u16) -> Result<ExitCode> {
+    let code = build::build()?;
+    if code != ExitCode::SUCCESS {
+        return Ok(code);
+    }
+    let mut airgap = run::command("target/release/airgap");
+    run::step("airgap", airgap.args(["--days", &days.to_string()]))?;
     Ok(ExitCode::SUCCESS)
 }
 

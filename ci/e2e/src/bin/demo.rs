@@ -4,10 +4,10 @@
 
 use anyhow::{Context, Result, bail};
 use beemesh_ci_e2e::binaries::expect_success;
+use beemesh_ci_e2e::progress::Progress;
 use beemesh_ci_e2e::site::{Serving, prefix};
 use beemesh_ci_e2e::{Binaries, Site, SiteOptions, nginx};
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -29,41 +29,6 @@ struct Cli {
     strict: bool,
 }
 
-/// What happened and when, for the table at the end.
-struct Story {
-    start: Instant,
-    rows: Vec<(f64, String)>,
-    progress: ProgressBar,
-}
-
-impl Story {
-    fn new(steps: u64) -> Self {
-        let progress = ProgressBar::new(steps);
-        let style = ProgressStyle::with_template("{spinner} [{pos}/{len}] {elapsed_precise} {msg}");
-        progress.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        progress.enable_steady_tick(Duration::from_millis(200));
-        Self {
-            start: Instant::now(),
-            rows: Vec::new(),
-            progress,
-        }
-    }
-
-    fn doing(&self, what: &str) {
-        self.progress.set_message(what.to_owned());
-        if self.progress.is_hidden() {
-            eprintln!("[{:>6.1} s] {what} …", self.start.elapsed().as_secs_f64());
-        }
-    }
-
-    fn done(&mut self, what: String) {
-        let at = self.start.elapsed().as_secs_f64();
-        self.progress.inc(1);
-        self.progress.suspend(|| eprintln!("[{at:>6.1} s] {what}"));
-        self.rows.push((at, what));
-    }
-}
-
 fn main() -> ExitCode {
     match demo(&Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -77,7 +42,7 @@ fn main() -> ExitCode {
 fn demo(cli: &Cli) -> Result<()> {
     let binaries = Binaries::find()?;
     let folder = binaries.target.join("demo");
-    let mut story = Story::new(u64::from(cli.nodes) + 6);
+    let mut story = Progress::new(u64::from(cli.nodes) + 6);
 
     story.doing("making an nginx image from Debian's packages");
     let archive = nginx::archive(&binaries.target)?;
@@ -154,12 +119,7 @@ fn demo(cli: &Cli) -> Result<()> {
     let path = folder.join("report.json");
     std::fs::write(&path, serde_json::to_vec_pretty(&report)?)?;
     story.done(format!("report: {}", path.display()));
-    story.progress.finish_and_clear();
-
-    println!("\n   when  what");
-    for (at, what) in &story.rows {
-        println!("{at:>6.1}s  {what}");
-    }
+    story.finish();
     judge(&report, cli.strict)?;
     if cli.keep {
         println!(
