@@ -83,9 +83,9 @@ pub struct Report {
     pub frames_outside: u64,
     /// Where those went.
     pub outsiders: String,
-    /// Peer id of each node after it joined.
+    /// Peer id of each node's key after it joined.
     pub peer_ids_before: BTreeMap<String, String>,
-    /// Peer id of each node at the end.
+    /// Peer id of each node's key at the end.
     pub peer_ids_after: BTreeMap<String, String>,
     /// Time without service of each workload while the site was switched on, each morning counted from power-on.
     pub downtime_ms: BTreeMap<String, u64>,
@@ -158,13 +158,17 @@ impl Airgap {
         Ok(())
     }
 
-    /// Node names and peer ids, once every box is a member and ready.
+    /// Node names and the peer ids of their present keys, once every box is a member and ready.
     fn members(&self) -> Result<BTreeMap<String, String>> {
+        self.members_by("key")
+    }
+
+    fn members_by(&self, id: &str) -> Result<BTreeMap<String, String>> {
         let nodes = self.site.wait_members(0, usize::from(NODES), REACTION)?;
         let text = |node: &Value, key: &str| node[key].as_str().unwrap_or_default().to_owned();
         Ok(nodes
             .iter()
-            .map(|node| (text(node, "name"), text(node, "peer_id")))
+            .map(|node| (text(node, "name"), text(node, id)))
             .collect())
     }
 
@@ -340,7 +344,8 @@ impl Airgap {
         let name = format!("node-{number}");
         self.story.doing(&format!("installing {name} anew"));
         let index = usize::from(number - 1);
-        let old = self.members()?.remove(&name).context("the box is no member")?;
+        let mut old = self.members_by("peer_id")?;
+        let old = old.remove(&name).context("the box is no member")?;
         self.bmctl(&["revoke", &format!("node/{old}")])?;
         let node = &mut self.site.nodes[index];
         node.machine.power_off(REACTION)?;
@@ -364,8 +369,9 @@ impl Airgap {
         let node = &mut self.site.nodes[index];
         node.machine = Machine::start(config)?;
         node.machine.wait_for("joined fabric", BOOT)?;
-        let new = self.members()?.remove(&name).context("the box is no member")?;
-        ensure!(new != old, "{name} kept its peer id on a blank disk");
+        let mut new = self.members_by("peer_id")?;
+        let new = new.remove(&name).context("the box is no member")?;
+        ensure!(new != old, "{name} kept its node id on a blank disk");
         self.all_serve()?;
         self.story.done(format!("{name} was installed anew, all serve"));
         Ok(())
