@@ -377,7 +377,7 @@ fn draft(
                     &manifest.cell,
                     &node,
                     Some(&one.key),
-                    None,
+                    chance::ulid(None)?,
                     valid,
                 )?);
                 match manifest.nodes.iter_mut().find(|other| other.name == node) {

@@ -55,17 +55,12 @@ pub fn draft(fabric: &Fabric, plan: Plan, keys: &KeyArgs) -> Result<Draft, Failu
         true => vec![rotate_keys(fabric, keys, order, issued)?],
         false => Vec::new(),
     };
-    let mut vouchers = Vec::new();
+    let (mut vouchers, mut last) = (Vec::new(), order);
     for place in plan.nodes.iter().filter(|place| !place.asks()) {
         let (node, key) = (&place.entry.name, place.key.as_ref());
-        vouchers.push(voucher(
-            fabric,
-            &plan.cell,
-            node,
-            key,
-            Some(order),
-            (issued, expires),
-        )?);
+        // Each greater than the one before it: those of one millisecond would else be the same.
+        last = chance::ulid(Some(last))?;
+        vouchers.push(voucher(fabric, &plan.cell, node, key, last, (issued, expires))?);
     }
     let manifest = Manifest {
         format: 1,
@@ -130,21 +125,21 @@ pub fn sign(fabric: &Fabric, manifest: &Manifest) -> Result<Vec<u8>, Failure> {
     Ok(Manifest::check_length(signed).map_err(as_input)?.to_json())
 }
 
-/// A voucher for `node` of `cell`, from and until `valid`, with an id greater than `after`; its one-time key in the clear, or only for the TPM with the
+/// The voucher `id` for `node` of `cell`, from and until `valid`; its one-time key in the clear, or only for the TPM with the
 /// endorsement key `ek`.
 pub fn voucher(
     fabric: &Fabric,
     cell: &str,
     node: &NodeName,
     ek: Option<&EndorsementKey>,
-    after: Option<ulid::Ulid>,
+    id: ulid::Ulid,
     valid: (Timestamp, Timestamp),
 ) -> Result<PackVoucher, Failure> {
     let one_time_key = chance::key()?;
     let sealed_key = ek.map(|ek| seal(&one_time_key, ek)).transpose()?;
     let voucher = Voucher {
         fabric: fabric.roots.fabric_id().clone(),
-        id: chance::ulid(after)?.to_string(),
+        id: id.to_string(),
         node: node.clone(),
         cell: cell.to_owned(),
         issued: valid.0,

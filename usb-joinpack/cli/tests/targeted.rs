@@ -303,13 +303,13 @@ fn releases_come_from_flags_and_from_the_file_and_are_signed_into_the_pack() {
         "nodes = 1\nreleases = [\"old.json\"]\n",
     )
     .unwrap();
-    let line = "create --fabric fab --out pack --from plan.toml --release new.json";
+    let line = "create --fabric fab --out released --from plan.toml --release new.json";
     done(dir.path(), &line.split_whitespace().collect::<Vec<_>>());
-    let pack = payload(&dir.path().join("pack"));
+    let pack = payload(&dir.path().join("released"));
     let expected =
         serde_json::json!([{"version": "0.1.0", "pcr11": old}, {"version": "0.2.0", "pcr11": new}]);
     assert_eq!(pack["releases"], expected);
-    let shown = done(dir.path(), &["inspect", "pack"]).out;
+    let shown = done(dir.path(), &["inspect", "released"]).out;
     assert!(shown.contains(&format!("0.2.0, PCR 11 {new}")), "{shown}");
     // A file that is none, and one of an image that was built before PCR 11 was predicted.
     std::fs::write(dir.path().join("bad.json"), r#"{"version": "0.1.0"}"#).unwrap();

@@ -191,6 +191,7 @@ struct Wire {
     approval: bool,
     #[serde(default)]
     requests: bool,
+    #[serde(default)]
     releases: Vec<ReleaseEntry>,
 }
 
