@@ -43,7 +43,7 @@ pub struct Options {
     #[arg(long, default_value = "/usr/lib/beemesh/beemesh-shim")]
     pub shim: PathBuf,
     /// What is logged: a level, or `TARGET=LEVEL` and a level with commas between them
-    #[arg(long, default_value = "info")]
+    #[arg(long, default_value = "info,tss_esapi=warn")]
     pub log: Targets,
     /// TCP and UDP port of the fabric
     #[arg(long, default_value_t = 7400)]

@@ -175,9 +175,9 @@ fn box_stays_a_member_and_keeps_its_log_whatever_happens_to_clock_kernel_disk_an
     assert!(applied.status.success(), "{applied:?}");
     story.member();
 
-    // The log is on the disk 5 s after it was said; then the disk fails.
-    std::thread::sleep(Duration::from_secs(6));
+    // What was said is on the disk 5 s later; then the disk fails.
     let before = story.text(&["logs", "--system"]);
+    std::thread::sleep(Duration::from_secs(6));
     story.machine().fail_writes("state").unwrap();
     // It takes no change that it could not write down, says so, and answers whoever asks for its log.
     let refused = story.changes("bad");
