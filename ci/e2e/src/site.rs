@@ -80,6 +80,7 @@ impl Site {
         let _ = fs::remove_dir_all(folder);
         fs::create_dir_all(folder).with_context(|| format!("failed to make `{}`", folder.display()))?;
         let switch = Switch::start()?;
+        switch.record(&folder.join("net.pcap"))?;
         let host = SiteHost::plug(
             &switch,
             "operator",
