@@ -6,10 +6,15 @@
 //! A node has one present connection. One that a connection by a newer key has replaced is *retiring*: it is used for nothing
 //! new, and lives until its queue is written and its streams have ended.
 
+mod listening;
+mod retiring;
+
+use listening::{free_port, listen, start_mdns};
+
 use crate::{
     Admission, Credentials, FabricConfig, FabricError, FabricEvent, FabricStream, MAX_CONNECTIONS,
     MAX_PENDING, PEER_QUEUE, PEER_QUEUE_BYTES, SILENCE,
-    address::{Target, is_shareable, is_way_out, quic_address, tcp_address},
+    address::{Target, is_shareable, is_way_out},
     claims::{Claims, Passed},
     dial_book::DialBook,
     frame::{Frame, LaneError, MAX_ADDRESSES},
@@ -31,7 +36,7 @@ use libp2p::{
 };
 use std::{
     collections::{HashMap, VecDeque},
-    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -271,58 +276,6 @@ pub(crate) fn start(config: FabricConfig, addresses: &[IpAddr]) -> Result<Starte
     Ok((own_node, links, commands, event_receiver))
 }
 
-/// A port that is free for TCP and UDP at this moment.
-fn free_port(addresses: &[IpAddr]) -> Result<u16, FabricError> {
-    let ip = addresses
-        .first()
-        .copied()
-        .unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into());
-    let fail = |error: std::io::Error| FabricError::Listen {
-        address: format!("{ip}:0"),
-        what: error.to_string(),
-    };
-    let mut last = None;
-    for _ in 0..16 {
-        let tcp = TcpListener::bind((ip, 0)).map_err(fail)?;
-        let port = tcp.local_addr().map_err(fail)?.port();
-        match UdpSocket::bind((ip, port)) {
-            Ok(_) => return Ok(port),
-            Err(error) => last = Some(error),
-        }
-    }
-    Err(fail(last.unwrap_or_else(|| std::io::ErrorKind::AddrInUse.into())))
-}
-
-fn listen(swarm: &mut Swarm<Net>, addresses: &[IpAddr], port: u16) -> Result<(), FabricError> {
-    for ip in addresses {
-        let socket = SocketAddr::new(*ip, port);
-        for address in [tcp_address(socket), quic_address(socket)] {
-            match swarm.listen_on(address.clone()) {
-                Ok(_) => {}
-                Err(error) if ip.is_ipv6() => tracing::info!(%address, %error, "does not listen"),
-                Err(error) => {
-                    return Err(FabricError::Listen {
-                        address: address.to_string(),
-                        what: error.to_string(),
-                    });
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-fn start_mdns(own: PeerId) -> Option<mdns::tokio::Behaviour> {
-    let config = mdns::Config {
-        ttl: Duration::from_secs(120),
-        query_interval: Duration::from_secs(30),
-        ..mdns::Config::default()
-    };
-    mdns::tokio::Behaviour::new(config, own)
-        .inspect_err(|error| tracing::warn!(%error, "does not look for members by mdns"))
-        .ok()
-}
-
 struct Driver {
     swarm: Swarm<Net>,
     claims: Arc<Claims>,
@@ -463,91 +416,6 @@ impl Driver {
                 tracing::warn!(?addresses, ?reason, "listener closed");
             }
             _ => {}
-        }
-    }
-
-    /// Goes on with another key. The connections of the old one stay until there is one of the new key to the same node.
-    fn change_key(&mut self, credentials: Credentials) -> Result<(), FabricError> {
-        let Credentials {
-            mut secret,
-            generation,
-            credential,
-        } = credentials;
-        let key = keypair(&mut secret)?;
-        let transport = self.maker.make(&key, generation, credential)?;
-        self.generation = generation;
-        self.lever.change(transport);
-        // All are dialled again at once, though they are connected.
-        self.keys.clear();
-        let now = Instant::now();
-        for connection in self.connections.values() {
-            self.book.lost(&connection.peer, now, 1.0);
-        }
-        self.left = Some(usize::MAX);
-        Ok(())
-    }
-
-    fn is_old(&self, connection: &Connection) -> bool {
-        connection.passed.own_generation < self.generation
-    }
-
-    /// Ends the connections by older keys of this node, and listens with the new one alone.
-    fn end_old(&mut self) {
-        let present = self
-            .connections
-            .values()
-            .filter(|connection| self.is_old(connection));
-        let old: Vec<_> = present
-            .chain(
-                self.retiring
-                    .values()
-                    .filter(|connection| self.is_old(connection)),
-            )
-            .map(|connection| (connection.passed.node.clone(), connection.id))
-            .collect();
-        for (node, id) in old {
-            self.end(&node, id, "by an older key of this node");
-        }
-        self.left = None;
-        self.lever.end_past();
-    }
-
-    /// Says how many members are left to an older key of this node, when that has changed.
-    fn say_left(&mut self) {
-        let Some(said) = self.left else { return };
-        let members = self
-            .connections
-            .values()
-            .filter(|connection| self.is_old(connection))
-            .count();
-        if members != said {
-            self.left = Some(members);
-            self.pending.push_back(FabricEvent::Left { members });
-        }
-    }
-
-    /// Ends the connections by keys that do not count any more.
-    fn review(&mut self) {
-        let all = self.connections.values().chain(self.retiring.values());
-        let ended: Vec<_> = all
-            .filter(|connection| {
-                let key = node_id(&connection.peer);
-                key.is_ok_and(|key| !self.maker.admission.still_admits(&connection.passed.node, &key))
-            })
-            .map(|connection| (connection.passed.node.clone(), connection.id))
-            .collect();
-        for (node, id) in ended {
-            self.end(&node, id, "its key is superseded");
-        }
-    }
-
-    /// Gives up the ways to those that have retired: their connections end with their last stream.
-    fn retire_due(&mut self) {
-        let now = Instant::now();
-        for connection in self.retiring.values_mut() {
-            if connection.retires.is_some_and(|at| at <= now) {
-                connection.link = None;
-            }
         }
     }
 

@@ -10,6 +10,7 @@
 mod authority;
 mod invariants;
 mod manifest;
+mod network;
 pub mod scenario;
 mod spread;
 mod traffic;
@@ -18,6 +19,7 @@ mod world;
 pub use authority::Authority;
 pub use invariants::Invariants;
 pub use manifest::{Wish, deletion, deployment, workload};
+pub use network::Network;
 pub use spread::{Delays, Spread};
 pub use traffic::Traffic;
-pub use world::{Network, Node, SimPod, Started, World};
+pub use world::{Node, SimPod, Started, World};

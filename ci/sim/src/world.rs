@@ -2,75 +2,28 @@
 //!
 //! Messages may overtake each other. After every command the invariants of `agent/sched/SPEC.md` are checked.
 
+mod records;
+
 use crate::authority::Authority;
 use crate::invariants::Invariants;
 use crate::manifest::Wish;
+use crate::network::Network;
 use crate::traffic::Traffic;
 use beemesh_agent_api::shim::Phase;
 use beemesh_agent_api::view::Assurance;
 use beemesh_agent_api::{Change, WorkloadId};
-use beemesh_agent_sched::attestation::{
-    Activation, Evidence, Release, Report, activation_proof, quote_nonce,
-};
 use beemesh_agent_sched::{
     Capacity, Cell, CellConfig, Command, Event, Key, MemberInfo, Millis, Persisted, PodReport, Record,
-    RecoveredPod, RevocationNews, RootNews, Stamp, Tuning,
+    RecoveredPod, Stamp, Tuning,
 };
-use beemesh_firmware_measure::{AttestationKey, fake::FakeChip};
+use beemesh_firmware_measure::fake::FakeChip;
 use beemesh_ids::{Digest, PeerId};
-use beemesh_joinpack_format::{Envelope, RevocationSet, Source, limits};
+use beemesh_joinpack_format::RevocationSet;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 /// Events for people that are remembered; all are counted.
 const EVENTS: usize = 20_000;
-
-/// How the network behaves.
-#[derive(Debug, Clone)]
-pub struct Network {
-    /// Least delay of a message in milliseconds.
-    pub min_ms: u64,
-    /// Greatest delay.
-    pub max_ms: u64,
-    /// Longest delay of the slow messages, and how many of a thousand are slow.
-    pub tail: (u64, u32),
-    /// Messages lost of a thousand.
-    pub lost: u32,
-    /// Bytes that a node can send in a millisecond; 0: as many as it likes.
-    pub bandwidth: u64,
-    /// Longest pause of a node, and how many of a thousand ticks begin one.
-    pub hiccup: (u64, u32),
-    /// Credentials are exchanged at each connection (as the fabric does); otherwise only when a node is admitted.
-    pub handshake: bool,
-}
-
-impl Default for Network {
-    fn default() -> Self {
-        Self {
-            min_ms: 3,
-            max_ms: 5,
-            tail: (0, 0),
-            lost: 0,
-            bandwidth: 0,
-            hiccup: (0, 0),
-            handshake: true,
-        }
-    }
-}
-
-impl Network {
-    /// A site on a bad day: 100 Mbit/s for each node, one message of a hundred up to 200 ms late, one of a thousand lost.
-    pub fn site() -> Self {
-        Self {
-            min_ms: 1,
-            max_ms: 5,
-            tail: (200, 10),
-            lost: 1,
-            bandwidth: 12_500,
-            ..Self::default()
-        }
-    }
-}
 
 /// A pod as the simulated runtime runs it.
 #[derive(Debug, Clone)]
@@ -642,86 +595,6 @@ impl World {
                 }
             }
         }
-    }
-
-    /// An operator revokes a node at node `at`.
-    pub fn revoke(&mut self, at: usize, revoked: usize) {
-        // Nobody waits for a revoked node to have stopped: its copies may overlap with those that replace them.
-        self.invariants.failed = true;
-        let peer = self.nodes[revoked].peer.clone();
-        let snapshot = self.authority.revoke([peer]).to_json();
-        self.learn_revocations(at, &snapshot);
-    }
-
-    /// A node learns which releases there are.
-    pub fn releases(&mut self, n: usize, pcr11: &[Digest]) {
-        let release = |pcr11: &Digest| Release {
-            version: "1".into(),
-            pcr11: *pcr11,
-        };
-        self.step(n, Event::Releases(pcr11.iter().map(release).collect()));
-    }
-
-    /// What the TPM of `peer` answers to node `n`.
-    fn ask(&self, n: usize, peer: &PeerId) -> Result<Report, String> {
-        let other = self.nodes.iter().position(|node| node.peer == *peer).unwrap();
-        if self.nodes[other].silent || (other != n && !self.reachable(n, other)) {
-            return Err("unreachable".into());
-        }
-        let Some((chip, pcrs)) = &self.nodes[other].tpm else {
-            return Ok(Report::NoTpm);
-        };
-        let (me, ek, ak) = (
-            &self.nodes[n].peer,
-            Digest::of(peer.as_str().as_bytes()),
-            chip.public(),
-        );
-        let (nonce, secret) = ([1; 32], [2; 32]);
-        Ok(Report::Evidence(Box::new(Evidence {
-            ek,
-            vouched_ek: None,
-            nonce,
-            quote: chip.quote(quote_nonce(&nonce, me, peer).as_bytes(), pcrs),
-            activation: Some(Activation {
-                ek,
-                ak: AttestationKey::parse(&ak).unwrap().digest(),
-                secret,
-                proof: activation_proof(&secret, me, peer),
-            }),
-            ak,
-        })))
-    }
-
-    fn learn_revocations(&mut self, n: usize, snapshot: &[u8]) {
-        let envelope =
-            Envelope::parse(snapshot, limits::REVOCATION_LIMIT).expect("only what was signed is handed on");
-        let taken = self.nodes[n]
-            .revoked
-            .take(&envelope, &self.authority.roots, Source::Member);
-        if taken.expect("only what was signed is handed on") {
-            let news = self.revocation_news(n);
-            self.step(n, Event::Revocations(news));
-        }
-    }
-
-    /// Node `n` is handed root documents: what follows its chain makes it longer, as the driver would have it.
-    pub fn learn_roots(&mut self, n: usize, documents: Vec<Vec<u8>>) {
-        let node = &mut self.nodes[n];
-        let before = node.roots.len();
-        for document in documents {
-            let number: usize = std::str::from_utf8(&document).unwrap()[..4].parse().unwrap();
-            if number == node.roots.len() + 1 {
-                node.roots.push(document);
-            }
-        }
-        if node.roots.len() > before {
-            let documents = node.roots.clone();
-            self.step(n, Event::Roots(RootNews { documents }));
-        }
-    }
-
-    fn revocation_news(&self, n: usize) -> RevocationNews {
-        RevocationNews::of(&self.nodes[n].revoked, self.authority.roots.fabric_id())
     }
 
     fn step(&mut self, n: usize, event: Event) {

@@ -12,6 +12,7 @@ use crate::succession::{self, Change, name};
 use crate::token::SCHEME;
 use beemesh_joinpack_format::{
     Grant, KeyId, KeyLimits, PublicKey, ROOT_PAYLOAD_TYPE, Role, Root, RootChain, SecretKey, Timestamp,
+    scope_in_words,
 };
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -426,16 +427,7 @@ fn list(dir: &Path, output: Form) -> Result<(), Failure> {
     let rows = rows(&fabric.roots, &here, chance::now());
     show::print(output, &rows, |rows| {
         let cells = rows.iter().map(|row| {
-            let scope = match (&row.scope, row.role) {
-                (Some(scope), _) if scope.is_empty() => "look".to_owned(),
-                (Some(scope), _) => scope
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect::<Vec<_>>()
-                    .join(","),
-                (None, Role::Operator) => "all".to_owned(),
-                (None, _) => String::new(),
-            };
+            let scope = scope_in_words(row.role, row.scope.as_ref());
             vec![
                 name(row.role).to_owned(),
                 row.threshold.to_string(),

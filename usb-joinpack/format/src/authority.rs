@@ -241,6 +241,18 @@ impl fmt::Display for Act<'_> {
     }
 }
 
+/// What a key of `role` may do, in a word for tables: an operator's grants with commas between them, `look` for none of them, `all`
+/// without a scope; nothing for other roles.
+pub fn scope_in_words<'a>(role: Role, scope: Option<impl IntoIterator<Item = &'a Grant>>) -> String {
+    let grants: Option<Vec<String>> = scope.map(|scope| scope.into_iter().map(ToString::to_string).collect());
+    match (grants, role) {
+        (Some(grants), _) if grants.is_empty() => "look".to_owned(),
+        (Some(grants), _) => grants.join(","),
+        (None, Role::Operator) => "all".to_owned(),
+        (None, _) => String::new(),
+    }
+}
+
 /// Who hands a signed document over. It decides by which time the keys that signed it are judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {

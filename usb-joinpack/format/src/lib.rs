@@ -28,7 +28,7 @@ mod validate;
 mod voucher;
 
 pub use approval::{ApprovalCode, DENIAL_PAYLOAD_TYPE, Denial, NotACode};
-pub use authority::{Act, Deed, Grant, KeyLimits, Names, Source};
+pub use authority::{Act, Deed, Grant, KeyLimits, Names, Source, scope_in_words};
 pub use blob::{BlobCheck, blob_path};
 pub use dsse::Envelope;
 pub use endorsement::EndorsementFile;

@@ -10,7 +10,7 @@ use crate::session::Session;
 use crate::table;
 use beemesh_agent_api::roots::{KeyState, RoleKeyView, RootsView};
 use beemesh_ids::FabricId;
-use beemesh_joinpack_format::{Envelope, Role, RootChain, limits};
+use beemesh_joinpack_format::{Envelope, RootChain, limits, scope_in_words};
 use serde::Serialize;
 use std::fs::File;
 use std::io::Read as _;
@@ -55,16 +55,7 @@ fn in_words(view: &RootsView) -> String {
     ];
     let head = table::draw(&["FABRIC", "ROOT", "ISSUED", "JUDGED-AS-OF"], [summary.to_vec()]);
     let row = |key: &RoleKeyView| {
-        let scope = match (&key.scope, key.role) {
-            (Some(scope), _) if scope.is_empty() => "look".to_owned(),
-            (Some(scope), _) => scope
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(","),
-            (None, Role::Operator) => "all".to_owned(),
-            (None, _) => String::new(),
-        };
+        let scope = scope_in_words(key.role, key.scope.as_ref());
         let role = serde_json::to_value(key.role).ok();
         let role = role
             .and_then(|role| role.as_str().map(str::to_owned))
