@@ -1,4 +1,4 @@
-//! A pod's link to its node: a veth pair, a /32 route on the node's side, a default route in the pod.
+//! A pod's link to its node: a veth pair without an address on the node's side, a /32 route there, a default route in the pod.
 //!
 //! There is no bridge, no forwarding and no packet filter: pods reach the node's side and the node reaches them, nothing else
 //! does. Invariant: each operation runs on a thread of its own, which alone enters the pod's network namespace; the agent's
@@ -7,7 +7,10 @@
 use crate::address::GATEWAY;
 use futures::TryStreamExt;
 use nix::sched::{CloneFlags, setns};
-use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::packet_route::address::AddressScope;
+use rtnetlink::packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute,
+};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use std::fs::File;
 use std::future::Future;
@@ -190,12 +193,8 @@ async fn node_side(handle: Handle, name: String, namespace: File, ip: Ipv4Addr) 
         .await
         .map_err(refused("make the pod's link"))?;
     let index = link_index(&handle, &name).await?;
-    handle
-        .address()
-        .add(index, GATEWAY.into(), 32)
-        .execute()
-        .await
-        .map_err(refused("give the node's side of the link its address"))?;
+    keep_gateway(&handle).await?;
+    keep_without_ipv6(&handle, index).await;
     up(&handle, index).await?;
     let route = RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(ip, 32)
@@ -209,6 +208,31 @@ async fn node_side(handle: Handle, name: String, namespace: File, ip: Ipv4Addr) 
         .execute()
         .await
         .map_err(refused("set the route to the pod"))
+}
+
+/// The node's address for its pods: one for all of them, on the loopback link. An address on each pod's link would be one more
+/// that the fabric listens on and looks for members at, in the pod's sight and while the pod starts.
+async fn keep_gateway(handle: &Handle) -> Result<(), NetworkError> {
+    let loopback = link_index(handle, "lo").await?;
+    let mut add = handle.address().add(loopback, GATEWAY.into(), 32);
+    // Nobody but a pod is to see it as the source of a packet.
+    add.message_mut().header.scope = AddressScope::Link;
+    match add.execute().await {
+        Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -nix::libc::EEXIST => Ok(()),
+        other => other.map_err(refused("give the node its address for pods")),
+    }
+}
+
+/// No link-local address for the node's side of a link, for the same reason. A kernel without IPv6 refuses, and gives none.
+async fn keep_without_ipv6(handle: &Handle, index: u32) {
+    let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    let none = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]);
+    let link = LinkUnspec::new_with_index(index)
+        .append_extra_attribute(none)
+        .build();
+    if let Err(error) = handle.link().set(link).execute().await {
+        tracing::debug!(%error, "a pod's link keeps its IPv6 address on the node's side");
+    }
 }
 
 async fn pod_side(handle: Handle, ip: Ipv4Addr) -> Result<(), NetworkError> {

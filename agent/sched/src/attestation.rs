@@ -24,7 +24,7 @@ const IMAGE: u8 = 11;
 const OF_RELEASE: PcrSet = PcrSet::of(&[4, 12]);
 
 /// From connecting to the first question, in milliseconds: a joining box has other things to do.
-pub const FIRST_MS: u64 = 10_000;
+pub const FIRST_MS: u64 = 5_000;
 /// Between two questions to a member.
 pub const EVERY_MS: u64 = 3_600_000;
 /// Between two questions to a member that did not answer or came back, at least; doubles with each failure.

@@ -5,6 +5,7 @@
 //! is stopped.
 
 pub(crate) mod command;
+mod laps;
 mod self_test;
 mod setup;
 
@@ -22,6 +23,7 @@ use beemesh_agent_api::shim::{ContainerState, Phase, PodState, Request};
 use beemesh_agent_api::view::{ExecReply, ExecRequest, LogLine};
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::BoxStream;
+use laps::Laps;
 use setup::Place;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -298,9 +300,11 @@ impl Inner {
         let changing = pod.change.lock().await;
         let (store, own) = (self.store.clone(), pod.clone());
         let images = move || setup::find_images(&store, &own.request);
-        match self.bring_up(&pod, images).await {
+        let mut laps = Laps::begin(begun);
+        match self.bring_up(&pod, images, &mut laps).await {
             Ok(link) => {
                 lock(&pod.now).start_ms = u64::try_from(begun.elapsed().as_millis()).ok();
+                tracing::info!(pod = pod.request.pod_id, laps = %laps, "a pod was started");
                 drop(changing);
                 self.tell(&pod);
                 tokio::spawn(self.clone().watch(pod.clone(), link));
@@ -319,6 +323,7 @@ impl Inner {
         &self,
         pod: &Arc<Pod>,
         find_images: impl FnOnce() -> Result<Vec<Image>, StartError> + Send + 'static,
+        laps: &mut Laps,
     ) -> Result<ShimLink, StartError> {
         self.open_ports(pod).map_err(|err| match err {
             ForwardError::Taken { port } => StartError::PortTaken { port },
@@ -335,26 +340,29 @@ impl Inner {
             Ok(images)
         })
         .await?;
+        laps.done("layout");
 
         // The shim starts while the root file systems are mounted: the two do not meet until `Start`.
         let (own, resolv_conf) = (pod.clone(), self.config.resolv_conf.clone());
         let bundles =
             blocking(move || setup::prepare(&own.place, &own.request, &images, own.ip, &resolv_conf));
-        let (link, bundles) = tokio::join!(self.start_shim(pod), bundles);
+        let (link, bundles) = tokio::join!(self.start_shim(pod, laps), bundles);
         bundles?;
 
         let mut link = link?;
+        laps.done("bundles");
         let refused = |err: ShimError| StartError::Failed {
             what: "start the containers",
             reason: chain(&err),
         };
         let state = link.ask(&Request::Start, LAUNCH_TIMEOUT).await.map_err(refused)?;
         lock(&pod.now).state = state;
+        laps.done("launch");
 
         Ok(link)
     }
 
-    async fn start_shim(&self, pod: &Arc<Pod>) -> Result<ShimLink, StartError> {
+    async fn start_shim(&self, pod: &Arc<Pod>, laps: &mut Laps) -> Result<ShimLink, StartError> {
         let refused = |err: ShimError| StartError::Failed {
             what: "start the pod",
             reason: chain(&err),
@@ -367,6 +375,7 @@ impl Inner {
             .ask(&Request::Status, ANSWER_TIMEOUT)
             .await
             .map_err(refused)?;
+        laps.done("shim");
         let own = pod.clone();
         blocking(move || {
             network::attach(&own.request.pod_id, state.shim_pid, own.ip).map_err(|err| StartError::Failed {
@@ -375,6 +384,7 @@ impl Inner {
             })
         })
         .await?;
+        laps.done("network");
 
         Ok(link)
     }

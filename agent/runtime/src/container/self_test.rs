@@ -3,6 +3,7 @@
 //!
 //! The pod is in nobody's list and sends no event. Invariant: nothing of it is left, whatever became of it.
 
+use super::laps::Laps;
 use super::{ContainerRuntime, Inner, Pod, chain, lock};
 use crate::image::Image;
 use crate::pod::{PodRequest, StartError};
@@ -46,7 +47,11 @@ impl Inner {
         folder: PathBuf,
         begun: Instant,
     ) -> Result<Duration, StartError> {
-        let mut link = self.bring_up(pod, || Ok(vec![Image::of_folder(folder)])).await?;
+        let mut laps = Laps::begin(begun);
+        let mut link = self
+            .bring_up(pod, || Ok(vec![Image::of_folder(folder)]), &mut laps)
+            .await?;
+        tracing::info!(laps = %laps, "the self-test was started");
         let took = begun.elapsed();
         let failed = |reason: String| StartError::Failed {
             what: "run a container",

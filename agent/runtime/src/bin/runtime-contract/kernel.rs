@@ -9,6 +9,7 @@ use beemesh_agent_runtime::contract::{Claim, Outcome, STAY, Subject, ensure, por
 use beemesh_agent_runtime::network::link_name;
 use beemesh_agent_runtime::{ContainerRuntime, LogQuery, Runtime, RuntimeConfig};
 use futures::future::BoxFuture;
+use nix::sys::socket::SockaddrLike as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,6 +39,9 @@ pub fn claims() -> Vec<Claim> {
         ),
         ("a_published_port_reaches_the_pod_and_half_closes", |s| {
             Box::pin(published(s))
+        }),
+        ("a_pods_link_has_no_address_on_the_nodes_side", |s| {
+            Box::pin(unnumbered(s))
         }),
         ("the_limits_are_the_kernels", |s| Box::pin(limits(s))),
         ("too_much_memory_ends_in_an_oom_kill_that_is_told", |s| {
@@ -250,6 +254,30 @@ async fn published(subject: Subject) -> Outcome {
     ensure(TcpStream::connect(("127.0.0.1", 18_081)).await.is_err(), || {
         "the port is still open".into()
     })
+}
+
+/// Whatever watches the node's addresses, as the fabric does, sees nothing of pods that come and go.
+async fn unnumbered(subject: Subject) -> Outcome {
+    let started = subject.script(STAY, RestartPolicy::Always).await?;
+    let id = started.request.pod_id;
+    let link = link_name(&id);
+    ensure(Path::new("/sys/class/net").join(&link).exists(), || {
+        format!("there is no link `{link}`")
+    })?;
+    let (internet, internet6) = (nix::libc::AF_INET, nix::libc::AF_INET6);
+    let addresses = nix::ifaddrs::getifaddrs().map_err(text)?;
+    let numbered: Vec<String> = addresses
+        .filter(|found| found.interface_name == link)
+        .filter_map(|found| found.address)
+        .filter(|address| {
+            address
+                .family()
+                .is_some_and(|family| [internet, internet6].contains(&(family as i32)))
+        })
+        .map(|address| address.to_string())
+        .collect();
+    ensure(numbered.is_empty(), || format!("`{link}` has {numbered:?}"))?;
+    subject.end(&id).await
 }
 
 async fn limits(subject: Subject) -> Outcome {
