@@ -7,6 +7,7 @@
 //! against the root chain of that moment, for the key that the handshake proved.
 
 mod certificate;
+mod memory;
 mod node_key;
 pub mod petition;
 mod ratchet;
@@ -15,7 +16,8 @@ mod roster;
 pub mod rotation;
 mod tls;
 
-pub use node_key::{KeyError, NewKey, NodeKey};
+pub use memory::{Memory, MemoryError};
+pub use node_key::{KeyError, NewKey, NodeKey, SealedKey};
 pub use ratchet::{KeyRatchet, KeyRefusal, OVERLAP_MS};
 pub use revocation::{ADMISSION_AGE, Moment, RevocationDocument, Revoked, SharedRevocations};
 pub use roster::{AdmissionRefusal, Clock, MEMBERS, MembershipAdmission, Quarantine, Roster};

@@ -34,7 +34,7 @@ enum SealedBy {
     File,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
     version: u32,
@@ -43,6 +43,11 @@ struct Document {
     /// The sealed seed, base64.
     blob: String,
 }
+
+/// A node key as its file holds it, sealed by the TPM: of use to that TPM alone.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SealedKey(Document);
 
 /// Why there is no node key. Nothing was changed on disk.
 #[derive(Debug, thiserror::Error)]
@@ -198,6 +203,29 @@ impl NodeKey {
         Self::open(&path, &bytes, tpm)
     }
 
+    /// The present key in `folder` as it is sealed there; `None` for one that no TPM sealed.
+    ///
+    /// # Errors
+    /// A file that is not there or no node key.
+    pub fn sealed(folder: &Path) -> Result<Option<SealedKey>, KeyError> {
+        let path = folder.join(FILE);
+        let bytes = read_bounded(&path).map_err(|source| KeyError::File {
+            action: "read",
+            path: path.clone(),
+            source,
+        })?;
+        let document: Document = serde_json::from_slice(&bytes).map_err(|error| KeyError::Damaged {
+            path,
+            what: error.to_string(),
+        })?;
+        Ok((document.sealed_by == SealedBy::Tpm).then_some(SealedKey(document)))
+    }
+
+    /// Whether there is a key in `folder`, whatever it is worth.
+    pub fn exists(folder: &Path) -> bool {
+        [FILE, NEXT].iter().any(|name| folder.join(name).exists())
+    }
+
     /// Puts the key beside the present one in its place; nothing where there is none.
     ///
     /// # Errors
@@ -250,6 +278,15 @@ impl NodeKey {
             what,
         };
         let document: Document = serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
+        Self::unseal(path, &document, tpm)
+    }
+
+    /// `path` is where the document lies, for the errors.
+    fn unseal(path: &Path, document: &Document, tpm: &dyn Tpm) -> Result<Self, KeyError> {
+        let damaged = |what: String| KeyError::Damaged {
+            path: path.to_owned(),
+            what,
+        };
         if document.version != VERSION {
             return Err(damaged(format!(
                 "version {}, this software reads version {VERSION}",
@@ -330,6 +367,16 @@ impl NewKey {
             key: NodeKey { secret, assurance },
             document,
         })
+    }
+
+    /// The key that was sealed before and is on no disk.
+    ///
+    /// # Errors
+    /// As [`NodeKey::load_or_create`], for a path that names no file.
+    pub fn restore(sealed: SealedKey, tpm: &dyn Tpm) -> Result<Self, KeyError> {
+        let SealedKey(document) = sealed;
+        let key = NodeKey::unseal(Path::new("the tpm"), &document, tpm)?;
+        Ok(Self { key, document })
     }
 
     fn keep(self, folder: &Path, path: PathBuf) -> Result<NodeKey, KeyError> {

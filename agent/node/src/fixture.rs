@@ -48,6 +48,7 @@ pub fn applicant<'a>(peer: &'a PeerId, machine: &'a Machine) -> Applicant<'a> {
         floor: Floor(NOW),
         system: NOW,
         joined: None,
+        again: None,
         spent: &[],
     }
 }
@@ -126,6 +127,11 @@ pub fn voucher(number: u8, node: &str) -> PackVoucher {
 /// A pack with these places, the first `tied` of them for cards `52:54:00:00:00:01` and so on; `revoked` are vouchers.
 pub fn pack(places: u8, tied: u8, revoked: &[u8]) -> Pack<Verified> {
     signed(&manifest(places, tied, revoked))
+}
+
+/// `joinpack.json` of [`pack`].
+pub fn pack_bytes(places: u8, tied: u8, revoked: &[u8]) -> Vec<u8> {
+    manifest(places, tied, revoked).sign(&[&key()]).unwrap().to_json()
 }
 
 /// A pack that brings nothing but an image with this content.

@@ -6,6 +6,7 @@
 use crate::clock::Floor;
 use crate::network;
 use crate::stick::StickError;
+use beemesh_agent_identity::Memory;
 use beemesh_ids::{Digest, NodeName, PeerId};
 use beemesh_init_api::NetworkConfig;
 use beemesh_joinpack_format::Envelope;
@@ -101,15 +102,22 @@ pub struct Applicant<'a> {
     pub system: Timestamp,
     /// What it is already.
     pub joined: Option<&'a Joined>,
+    /// What its TPM kept of the time before a power cut, where it has no disk.
+    pub again: Option<&'a Memory>,
     /// Nodes whose vouchers others have redeemed, by the receipts on the stick. A hint that saves a detour, no proof.
     pub spent: &'a [NodeName],
 }
 
-/// The voucher that a box takes from a pack: that of its own place; without one the first that is for any machine.
+/// The voucher that a box takes from a pack: the one that it had before it lost its memory; that of its own place; without
+/// either the first that is for any machine.
 pub fn choose<'a>(
     pack: &'a Pack<Verified>,
     applicant: &Applicant<'_>,
 ) -> Result<&'a PackVoucher, StickError> {
+    let had = applicant.again.map(|memory| memory.voucher.as_str());
+    if let Some((offer, _)) = unrevoked(pack).find(|(_, voucher)| Some(voucher.id.as_str()) == had) {
+        return Ok(offer);
+    }
     match pack.manifest().entry_for(applicant.machine) {
         Some(entry) => {
             let own = unrevoked(pack).find(|(_, voucher)| voucher.node == entry.name);
@@ -157,7 +165,12 @@ pub fn plan(
                 .find(|(_, other)| *other == offer)
                 .map(|(voucher, _)| voucher);
             let voucher = voucher.ok_or(StickError::NoVoucher)?;
-            let now = floor.now_within(applicant.system, voucher.issued, voucher.expires);
+            // The time that it had the first time makes the same redemption: to its peers nothing has happened.
+            let again = applicant.again.filter(|memory| memory.voucher == voucher.id);
+            let now = match again {
+                Some(memory) => memory.redeemed,
+                None => floor.now_within(applicant.system, voucher.issued, voucher.expires),
+            };
             let membership =
                 Membership::redeem(&offer.envelope, key, applicant.peer, applicant.assurance, now)?;
             // Only a box without a place of its own has others to go on to.
@@ -213,6 +226,28 @@ pub fn with_rotations_of(mut kept: FabricDocument, disk: Option<&FabricDocument>
         kept.membership.rotations = disk.rotations.clone();
     }
     kept
+}
+
+/// The pack, for a box that knows from before a power cut what fabric it belongs to and which pack it has applied: as a box with a
+/// disk would it refuses another fabric's and an older one. The very pack that it applied is good for it past its time, or a
+/// power cut would put it out.
+pub fn verify_again(manifest: &[u8], floor: Floor, memory: &Memory) -> Result<Pack<Verified>, Refusal> {
+    let last = Some(memory.serial.as_str());
+    let verify = |floor| Pack::parse(manifest).and_then(|pack| pack.verify(None, floor, last));
+    let pack = verify(floor.0).or_else(|refusal| {
+        let applied = verify(Timestamp::EPOCH).ok();
+        let applied = applied.filter(|pack| pack.manifest().serial == memory.serial);
+        applied.ok_or(refusal)
+    })?;
+    let found = pack.roots().fabric_id();
+    match *found == memory.fabric {
+        true => Ok(pack),
+        false => Err(Refusal::OtherFabric {
+            what: "join pack",
+            found: found.clone(),
+            expected: memory.fabric.clone(),
+        }),
+    }
 }
 
 /// What the box counts as in front of a pack with this serial. One that lost its place is nobody to a newer pack; the pack that
@@ -411,6 +446,86 @@ mod tests {
         assert_eq!(as_what(true, &serial), "no-voucher");
         assert_eq!(as_what(true, newer), "new");
         assert!(matches!(standing(None, false, newer), Ok(None)));
+    }
+
+    /// What the TPM of a box keeps that applied `pack` as node-2, though it has another one's MAC address by now.
+    fn kept(pack: &Pack<Verified>) -> Memory {
+        let folder = tempfile::tempdir().unwrap();
+        let tpm = beemesh_firmware_tpm::FakeTpm::new(1);
+        beemesh_agent_identity::NodeKey::load_or_create(folder.path(), &tpm).unwrap();
+        let sealed = beemesh_agent_identity::NodeKey::sealed(folder.path());
+        let joined = join(pack, 1, OTHER, &["node-1"]).unwrap();
+        let serial = &joined.document.serial;
+        Memory::of(
+            sealed.unwrap().unwrap(),
+            &joined.member,
+            serial,
+            joined.document.floor,
+        )
+    }
+
+    #[test]
+    fn box_takes_the_voucher_again_that_its_tpm_remembers_and_it_is_the_same_redemption() {
+        let (open, machine) = (pack(3, 0, &[]), Machine::default());
+        let (memory, peer) = (kept(&open), peer(1));
+        let first = join(&open, 1, OTHER, &["node-1"]).unwrap();
+        let again = |memory: &Memory, system: i64| {
+            let applicant = Applicant {
+                again: Some(memory),
+                system: Timestamp(system),
+                floor: Floor(NOW.plus_seconds(1_000)),
+                ..applicant(&peer, &machine)
+            };
+            let offer = choose(&open, &applicant).unwrap();
+            let key = offer.one_time_key.as_ref().unwrap();
+            plan(&open, &applicant, Some((offer, key))).unwrap().document
+        };
+        for system in [0, NOW.0 + 50, 4_102_444_800] {
+            let document = again(&memory, system);
+            assert_eq!(document.membership, first.document.membership, "{system}");
+        }
+        // One that the pack does not hold is none to take.
+        let other = Memory {
+            voucher: "01KDVKFD00000000000000ZZZZ".to_owned(),
+            ..memory
+        };
+        let document = again(&other, NOW.0);
+        assert_eq!(
+            Joined::check(document, &peer).unwrap().member.name.as_str(),
+            "node-1"
+        );
+    }
+
+    #[test]
+    fn box_that_remembers_refuses_older_and_foreign_packs_and_takes_its_own_past_its_end() {
+        let bytes = crate::fixture::pack_bytes(3, 0, &[]);
+        let own = pack(3, 0, &[]);
+        let memory = kept(&own);
+        let late = Floor(own.manifest().expires.plus_seconds(1));
+        let verify = |floor, memory: &Memory| verify_again(&bytes, floor, memory).map(drop);
+        assert_eq!(verify(Floor(NOW), &memory), Ok(()));
+        assert_eq!(verify(late, &memory), Ok(()), "the very pack that it applied");
+        let newer = Memory {
+            serial: "01KDVKFD00000000000000000Z".to_owned(),
+            ..memory.clone()
+        };
+        let older = verify(Floor(NOW), &newer);
+        assert!(
+            matches!(older, Err(Refusal::OlderThanApplied { .. })),
+            "{older:?}"
+        );
+        let before = Memory {
+            serial: "01AAAAAAAA0000000000000000".to_owned(),
+            ..memory.clone()
+        };
+        let expired = verify(late, &before);
+        assert!(matches!(expired, Err(Refusal::Expired { .. })), "{expired:?}");
+        let elsewhere = Memory {
+            fabric: FabricId::from_root(Digest::of(b"another")),
+            ..memory
+        };
+        let foreign = verify(Floor(NOW), &elsewhere);
+        assert!(matches!(foreign, Err(Refusal::OtherFabric { .. })), "{foreign:?}");
     }
 
     fn member(voucher: &str, peer: u8, redeemed: i64) -> Member {

@@ -17,6 +17,7 @@ mod journal;
 mod ledger;
 mod member;
 mod member_clocks;
+mod memory;
 mod network;
 mod networks;
 mod orders;

@@ -116,7 +116,11 @@ impl Part {
         self.journal.set_node(joined.member.name.clone());
         let judged_by = self.trust.judging(&joined);
         let roots = Arc::new(RwLock::new(judged_by.clone()));
-        let (ledger, persisted, failed) = self.open_records(unwritable)?;
+        let (ledger, mut persisted, failed) = self.open_records(unwritable)?;
+        if self.trust.keeper().keepsake().is_all_there_is() && persisted.boot == 0 {
+            // The counter of its lives is lost with its memory: the clock stands above it, and where it does not, members say so.
+            persisted.boot = u64::try_from(clock::system_now().0).unwrap_or_default();
+        }
         let (cell, journal) = (joined.member.cell.clone(), self.journal.clone());
         let petitions = Petitions::new(joined.member.fabric.clone(), cell, journal);
         let admission = self.admission(&joined, &roots, &persisted);

@@ -4,6 +4,7 @@
 //! has the longest chain that any of them has verified.
 
 use crate::join::{DOCUMENT, FabricDocument, Joined, with_rotations_of};
+use crate::memory::Keepsake;
 use crate::store::{Store, StoreError};
 use beemesh_joinpack_format::{Refusal, RootChain};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,6 +28,7 @@ pub enum KeepError {
 pub struct RootKeeper {
     store: Store,
     newest: Arc<Mutex<Option<RootChain>>>,
+    keepsake: Keepsake,
 }
 
 impl RootKeeper {
@@ -35,7 +37,18 @@ impl RootKeeper {
         Self {
             store,
             newest: Arc::new(Mutex::new(joined.cloned())),
+            keepsake: Keepsake::default(),
         }
+    }
+
+    /// With a TPM that keeps what belongs to the membership, for a box without a disk.
+    pub fn with_keepsake(self, keepsake: Keepsake) -> Self {
+        Self { keepsake, ..self }
+    }
+
+    /// What the TPM keeps.
+    pub fn keepsake(&self) -> &Keepsake {
+        &self.keepsake
     }
 
     /// `roots`, or the longer chain that is followed by now.
@@ -85,6 +98,7 @@ impl RootKeeper {
         self.store.save(DOCUMENT, &joined.document)?;
         *newest = Some(roots.clone());
         joined.roots = roots;
+        self.keepsake.keep(&joined);
         Ok(joined)
     }
 }

@@ -5,6 +5,7 @@ use crate::clock::{Floor, FloorKeeper};
 use crate::images::Images;
 use crate::join::{DOCUMENT, FabricDocument, Joined};
 use crate::journal::Journal;
+use crate::memory::Keepsake;
 use crate::networks::Networks;
 use crate::orders::Orders;
 use crate::query::QUERIES;
@@ -75,6 +76,8 @@ pub async fn run(options: Options) -> Result<()> {
     let named = store.load::<FabricDocument>(DOCUMENT).ok().flatten();
     let named = named.and_then(|document| document.membership.rotated_to());
     let identity = options.state.join("identity");
+    let (keepsake, kept) = recall_key(&options, &identity, &journal).await?;
+    let early = kept.map(|key| tokio::spawn(async move { Ok(key) })).or(early);
     let (key, leftover) = identity::load(&identity, named, early, &journal).await?;
     tracing::info!(peer = %key.now().peer_id(), "identity ready");
     let (runtime, unwritable) = open_runtime(&options).await?;
@@ -103,15 +106,14 @@ pub async fn run(options: Options) -> Result<()> {
     let unix = tokio::spawn(rest::serve_unix(unix, context.clone(), serving));
 
     let joined = recall(&store, &key.now(), &journal)?;
-    let floor = Floor::new(
-        identity::built(),
-        joined.as_ref().map(|joined| joined.document.floor),
-    );
+    let known = joined.as_ref().map(|joined| joined.document.floor);
+    let kept = keepsake.record().map(|memory| memory.floor);
+    let floor = Floor::new(identity::built(), known.max(kept));
     let floors = FloorKeeper::open(store.clone(), options.run_path(path::TIME_FLOOR), floor);
     let member = joined
         .as_ref()
         .map(|joined| (&joined.roots, joined.document.floor));
-    let trust = Trust::open(store.clone(), journal.clone(), floors.clone(), member);
+    let trust = Trust::open(store.clone(), journal.clone(), floors.clone(), member).with_keepsake(keepsake);
     let roots = joined.as_ref().map(|joined| &joined.roots);
     let orders = Orders::open(store.clone(), journal.clone(), roots);
     if let Some(joined) = &joined {
@@ -217,6 +219,25 @@ async fn open_runtime(options: &Options) -> Result<(ContainerRuntime, Option<Ope
         Err(error) => Err(error),
     });
     opened.await?.context("failed to start the container runtime")
+}
+
+/// What the TPM keeps of a box without a disk. Only init knows whether there is one.
+async fn recall_key(
+    options: &Options,
+    identity: &Path,
+    journal: &Journal,
+) -> Result<(Keepsake, Option<beemesh_agent_identity::NewKey>)> {
+    if !options.run_path(path::STATE_STATUS).exists() {
+        return Ok((Keepsake::default(), None));
+    }
+    let (in_memory, identity, journal) = (
+        volume::is_in_memory(options),
+        identity.to_owned(),
+        journal.clone(),
+    );
+    let open = Arc::new(beemesh_firmware_tpm::open);
+    let recalled = tokio::task::spawn_blocking(move || Keepsake::open(in_memory, &identity, open, &journal));
+    recalled.await.context("the task of the TPM's memory ended")
 }
 
 /// The membership of an earlier boot. A damaged one is said on the console and the box waits for a stick.

@@ -8,7 +8,9 @@ mod request;
 
 use crate::clock::{self, Floor, FloorKeeper};
 use crate::images::Images;
-use crate::join::{Applicant, DOCUMENT, FabricDocument, Joined, choose, plan, standing, with_rotations_of};
+use crate::join::{
+    Applicant, DOCUMENT, FabricDocument, Joined, choose, plan, standing, verify_again, with_rotations_of,
+};
 use crate::journal::Journal;
 use crate::networks::Networks;
 use crate::orders::Orders;
@@ -268,7 +270,17 @@ impl Sticks {
         let trusted = joined.map(|joined| self.trust.judging(joined));
         let trusted = trusted.as_ref();
         let last = joined.map(|joined| joined.document.serial.as_str());
-        let pack = Pack::parse(manifest)?.verify(trusted, self.floor.0, last)?;
+        // A member's own documents say more than its TPM.
+        let again = self
+            .trust
+            .keeper()
+            .keepsake()
+            .record()
+            .filter(|_| joined.is_none());
+        let pack = match &again {
+            Some(memory) => verify_again(manifest, self.floor, memory)?,
+            None => Pack::parse(manifest)?.verify(trusted, self.floor.0, last)?,
+        };
         pack.check_listing(stick::list_blobs(mount)?)?;
         let rejoins = joined.is_some() && self.has_lost_its_place();
         let joined = standing(joined, rejoins, &pack.manifest().serial)?;
@@ -294,6 +306,7 @@ impl Sticks {
             floor: self.floor,
             system: clock::system_now(),
             joined,
+            again: again.as_ref(),
             spent: &spent,
         };
         let redeemed = match joined {

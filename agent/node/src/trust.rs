@@ -6,6 +6,7 @@
 use crate::clock::{self, FloorKeeper};
 use crate::join::Joined;
 use crate::journal::Journal;
+use crate::memory::Keepsake;
 use crate::roots::RootKeeper;
 use crate::store::Store;
 use beemesh_agent_api::revocation::RevocationView;
@@ -57,6 +58,14 @@ impl Trust {
             journal,
             floors,
             kept_s: Arc::new(Mutex::new(document.ran_s)),
+        }
+    }
+
+    /// With a TPM that keeps what belongs to the membership.
+    pub fn with_keepsake(self, keepsake: Keepsake) -> Self {
+        Self {
+            keeper: self.keeper.with_keepsake(keepsake),
+            ..self
         }
     }
 

@@ -4,7 +4,7 @@
 //! volume is decided on or the program that decides has given up; a supervisor that hangs bounds it by its start limit.
 
 use crate::start::Options;
-use beemesh_init_api::{ServiceStatus, path};
+use beemesh_init_api::{ServiceStatus, StateStatus, path};
 use std::path::Path;
 use std::time::Duration;
 
@@ -20,6 +20,12 @@ pub async fn decided(options: &Options) {
     while !status.exists() && !has_given_up(&services) {
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// Whether the state lies in RAM, as the program that opens the volume has said: it is gone after a power cut.
+pub fn is_in_memory(options: &Options) -> bool {
+    let status = std::fs::read(options.run_path(path::STATE_STATUS)).unwrap_or_default();
+    serde_json::from_slice::<StateStatus>(&status).is_ok_and(|status| status.device.is_none())
 }
 
 /// Whether init has ended its tries; then the state lies where the agent finds its folder.
@@ -75,5 +81,20 @@ mod tests {
         std::fs::write(&list, services("running")).unwrap();
         std::fs::write(run.path().join("state.json"), "{}").unwrap();
         assert!(!waits(run.path()).await, "decided");
+    }
+
+    #[test]
+    fn state_is_in_memory_only_where_it_was_said_that_it_is_on_no_disk() {
+        let run = tempfile::tempdir().unwrap();
+        let options = options(run.path());
+        assert!(!is_in_memory(&options), "nobody has said anything");
+        let says = |device: &str| {
+            let text = format!(r#"{{"device":{device},"encrypted":false,"message":"m"}}"#);
+            std::fs::write(run.path().join("state.json"), text).unwrap();
+        };
+        says("null");
+        assert!(is_in_memory(&options));
+        says(r#""/dev/vda""#);
+        assert!(!is_in_memory(&options));
     }
 }

@@ -4,11 +4,12 @@
 //! storage key is the TCG's ECC P-256 template in the owner hierarchy (TCG TPM v2.0 Provisioning Guidance, 7.5.1), made
 //! anew each time, so nothing persistent is left in the TPM. The secret is a keyed-hash object whose only authorisation
 //! is PolicyPCR over PCR 7, SHA-256. It crosses the bus encrypted (session salted with the storage key).
-//! Does not survive a cleared TPM, by intention. Does not use RSA or persistent handles; reads NV for a certificate alone.
+//! Does not survive a cleared TPM, by intention. Does not use RSA or persistent handles; of NV it reads certificates, and has one
+//! index of its own (`memory.rs`).
 
 use crate::{
     AttestationKey, Attested, Credential, Endorsement, Kind, PcrSet, Tpm, TpmError, Zeroizing, attestation,
-    blob, blob::Blob, check_secret, endorsement,
+    blob, blob::Blob, check_secret, endorsement, memory,
 };
 use std::{path::Path, str::FromStr};
 use tss_esapi::{
@@ -135,6 +136,18 @@ impl Tpm for DeviceTpm {
                 },
             })?;
         Ok(Zeroizing::new(data.value().to_vec()))
+    }
+
+    fn recall(&self) -> Result<Option<Vec<u8>>, TpmError> {
+        memory::recall(&mut self.connect()?)
+    }
+
+    fn remember(&self, bytes: &[u8]) -> Result<(), TpmError> {
+        memory::remember(&mut self.connect()?, bytes)
+    }
+
+    fn forget(&self) -> Result<(), TpmError> {
+        memory::forget(&mut self.connect()?)
     }
 
     fn endorsement(&self) -> Result<Endorsement, TpmError> {
@@ -299,7 +312,7 @@ pub(crate) fn policy_session(session: AuthSession) -> Result<PolicySession, TpmE
 }
 
 /// PolicyPCR with the present values (an empty digest means "as they are").
-fn select_pcr_policy(tpm: &mut Context, session: PolicySession) -> Result<(), TpmError> {
+pub(crate) fn select_pcr_policy(tpm: &mut Context, session: PolicySession) -> Result<(), TpmError> {
     let selection = PcrSelectionList::builder()
         .with_selection(HashingAlgorithm::Sha256, &[PcrSlot::Slot7])
         .build()

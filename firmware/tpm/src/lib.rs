@@ -12,6 +12,7 @@ mod blob;
 mod device;
 mod endorsement;
 mod fake;
+mod memory;
 mod software;
 #[cfg(feature = "swtpm")]
 pub mod swtpm;
@@ -34,6 +35,10 @@ pub const MAX_SECRET: usize = 128;
 
 /// Longest sealed blob that is read, in bytes.
 pub const MAX_BLOB: usize = 4096;
+
+/// Most bytes that a TPM keeps for a machine without a disk ([`Tpm::remember`]): with their frame 1024, which TPMs take in one
+/// command.
+pub const MAX_MEMORY: usize = 986;
 
 /// What stands behind a [`Tpm`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +77,34 @@ pub trait Tpm: Send + Sync {
     /// [`TpmError::Foreign`] for a blob of another machine, [`TpmError::StateChanged`] when Secure Boot differs from
     /// the time of sealing, [`TpmError::OtherKind`] when the blob was made with a TPM and there is none, or the reverse.
     fn unseal(&self, blob: &[u8]) -> Result<Zeroizing<Vec<u8>>, TpmError>;
+
+    /// What [`Tpm::remember`] was given last; `None` where it was given nothing, the TPM was cleared since, or there is none.
+    ///
+    /// # Errors
+    /// [`TpmError::StateChanged`] when Secure Boot differs from the time of the first [`Tpm::remember`],
+    /// [`TpmError::MemoryDamaged`] after a write that was cut short, [`TpmError::MemoryTaken`] where somebody else uses the place.
+    fn recall(&self) -> Result<Option<Vec<u8>>, TpmError> {
+        Ok(None)
+    }
+
+    /// Keeps `bytes` (at most [`MAX_MEMORY`]) in the TPM itself, in place of what was there, and sees to it that they come back.
+    /// They are bound to the present Secure Boot state, and cross the bus in the clear: a secret among them must be sealed. The
+    /// storage wears out after some 100,000 writes: write only what has changed.
+    ///
+    /// # Errors
+    /// As [`Tpm::recall`]; [`TpmError::MemoryFull`], [`TpmError::MemoryLength`]; [`TpmError::NoEndorsement`] where no TPM is.
+    fn remember(&self, bytes: &[u8]) -> Result<(), TpmError> {
+        let _ = bytes;
+        Err(TpmError::NoEndorsement)
+    }
+
+    /// Removes what [`Tpm::remember`] was given, and the place for it; nothing where there is none.
+    ///
+    /// # Errors
+    /// A TPM that cannot be reached or refuses a command; [`TpmError::MemoryTaken`].
+    fn forget(&self) -> Result<(), TpmError> {
+        Ok(())
+    }
 
     /// The endorsement key, made anew from the TPM's seed: the same each time, until somebody changes the seed.
     ///
@@ -181,6 +214,33 @@ pub enum TpmError {
     /// The TPM gave back something else than it was given.
     #[error("the tpm does not give back what it sealed")]
     Forgetful,
+    /// More than a TPM is asked to keep.
+    #[error("cannot keep {len} bytes in the tpm: at most {MAX_MEMORY} are possible")]
+    MemoryLength {
+        /// How many it were.
+        len: usize,
+    },
+    /// No room in the TPM's storage.
+    #[error(
+        "the tpm has no room for {bytes} bytes more: remove indices that nobody needs (`tpm2_nvundefine`), or clear the tpm in \
+         the firmware set-up"
+    )]
+    MemoryFull {
+        /// How many it would take.
+        bytes: usize,
+    },
+    /// The place in the TPM's storage is somebody else's.
+    #[error(
+        "the index {index:#010x} of the tpm is used by other software: remove it (`tpm2_nvundefine {index:#010x}`), or clear the \
+         tpm in the firmware set-up"
+    )]
+    MemoryTaken {
+        /// Its number.
+        index: u32,
+    },
+    /// What the TPM kept is not what it was given: a write was cut short.
+    #[error("what the tpm has kept is damaged")]
+    MemoryDamaged,
     /// Only a TPM has an endorsement key.
     #[error(
         "this machine has no tpm: it has no endorsement key, and opens nothing that was encrypted to one"

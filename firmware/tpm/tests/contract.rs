@@ -3,7 +3,7 @@
 
 use beemesh_firmware_measure::{PcrSet, QuoteRefusal};
 use beemesh_firmware_tpm::swtpm::Swtpm;
-use beemesh_firmware_tpm::{DeviceTpm, FakeTpm, Kind, MAX_SECRET, SoftwareTpm, Tpm, TpmError};
+use beemesh_firmware_tpm::{DeviceTpm, FakeTpm, Kind, MAX_MEMORY, MAX_SECRET, SoftwareTpm, Tpm, TpmError};
 use std::process::Command;
 
 /// A machine whose TPM the contract can mistreat.
@@ -15,14 +15,12 @@ trait Machine {
 }
 
 struct FakeMachine {
-    chip: u64,
     tpm: FakeTpm,
 }
 
 impl FakeMachine {
     fn new(chip: u64) -> Self {
         Self {
-            chip,
             tpm: FakeTpm::new(chip),
         }
     }
@@ -33,7 +31,7 @@ impl Machine for FakeMachine {
         &self.tpm
     }
     fn reboot(&mut self) {
-        self.tpm = FakeTpm::new(self.chip);
+        self.tpm = self.tpm.rebooted();
     }
     fn change_secure_boot(&mut self) {
         self.tpm.change_state();
@@ -137,6 +135,182 @@ fn contract(mut machine: impl Machine, other: impl Machine) {
     assert!(matches!(changed, TpmError::StateChanged), "{changed:?}");
     let fresh = machine.tpm().seal(&secret).unwrap();
     assert_eq!(*machine.tpm().unseal(&fresh).unwrap(), secret);
+}
+
+/// What a machine without a disk needs of its TPM.
+fn memory_contract(mut machine: impl Machine, other: impl Machine) {
+    assert_eq!(machine.tpm().recall().unwrap(), None);
+    machine.tpm().forget().unwrap();
+
+    // What goes in comes out, again after a reboot; the last counts, be it shorter or longer.
+    for length in [40, MAX_MEMORY, 1, 0, 700] {
+        let bytes: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
+        machine.tpm().remember(&bytes).unwrap();
+        assert_eq!(machine.tpm().recall().unwrap(), Some(bytes.clone()));
+        machine.reboot();
+        assert_eq!(machine.tpm().recall().unwrap(), Some(bytes));
+    }
+    let long = machine.tpm().remember(&[0; MAX_MEMORY + 1]);
+    assert!(matches!(long, Err(TpmError::MemoryLength { .. })), "{long:?}");
+    assert_eq!(other.tpm().recall().unwrap(), None, "another machine");
+
+    machine.tpm().forget().unwrap();
+    assert_eq!(machine.tpm().recall().unwrap(), None);
+    machine.tpm().remember(b"again").unwrap();
+
+    // Other Secure Boot settings neither read nor write it; they may remove it.
+    machine.change_secure_boot();
+    let read = machine.tpm().recall();
+    assert!(matches!(read, Err(TpmError::StateChanged)), "{read:?}");
+    let written = machine.tpm().remember(b"mine now");
+    assert!(matches!(written, Err(TpmError::StateChanged)), "{written:?}");
+    machine.tpm().forget().unwrap();
+    assert_eq!(machine.tpm().recall().unwrap(), None);
+
+    // There is nothing of it without a TPM, and that is no failure.
+    assert_eq!(SoftwareTpm.recall().unwrap(), None);
+    SoftwareTpm.forget().unwrap();
+    assert!(matches!(SoftwareTpm.remember(b"x"), Err(TpmError::NoEndorsement)));
+}
+
+#[test]
+fn the_fake_keeps_the_contract_of_memory() {
+    memory_contract(FakeMachine::new(1), FakeMachine::new(2));
+}
+
+#[test]
+fn a_tpm_2_keeps_the_contract_of_memory() {
+    memory_contract(SwtpmMachine::new(), SwtpmMachine::new());
+}
+
+const INDEX: &str = "0x0180bee5";
+
+#[test]
+fn index_is_what_tpm2_tools_say_that_it_is_and_no_password_opens_it() {
+    let machine = SwtpmMachine::new();
+    machine.tpm.remember(b"what a box knows").unwrap();
+    let listed = tpm2_tool(&machine.tcti, &["tpm2_getcap", "handles-nv-index"]);
+    assert!(listed.to_lowercase().contains("180bee5"), "{listed}");
+    let public = tpm2_tool(&machine.tcti, &["tpm2_nvreadpublic", INDEX]);
+    let friendly = public
+        .lines()
+        .find(|line| line.contains("friendly:") && line.contains('|'));
+    let mut attributes: Vec<_> = friendly
+        .and_then(|line| line.split_once(':'))
+        .map(|(_, words)| words.trim().split('|').collect())
+        .unwrap_or_default();
+    attributes.sort_unstable();
+    assert_eq!(
+        attributes,
+        ["no_da", "policyread", "policywrite", "written"],
+        "{public}"
+    );
+    let size = public.lines().find_map(|line| line.trim().strip_prefix("size:"));
+    assert_eq!(size.map(str::trim), Some("1024"), "{public}");
+    for (tool, arguments) in [
+        ("tpm2_nvread", vec![INDEX]),
+        ("tpm2_nvread", vec![INDEX, "-C", "o"]),
+        ("tpm2_nvwrite", vec![INDEX, "-i", "/dev/null"]),
+        ("tpm2_nvwrite", vec![INDEX, "-C", "o", "-i", "/dev/null"]),
+    ] {
+        let line = Command::new(tool)
+            .args(&arguments)
+            .args(["-T", &machine.tcti])
+            .output();
+        assert!(!line.unwrap().status.success(), "{tool} {arguments:?}");
+    }
+    // Whoever has the policy's state reads it with other tools too: nothing is hidden, and the frame is as it is documented.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("area").display().to_string();
+    tpm2_tool(
+        &machine.tcti,
+        &["tpm2_nvread", INDEX, "-P", "pcr:sha256:7", "-o", &path],
+    );
+    let area = std::fs::read(&path).unwrap();
+    let sum = beemesh_ids::Digest::of(b"what a box knows");
+    let framed = [b"BMM1\x00\x10".as_slice(), sum.as_bytes(), b"what a box knows"].concat();
+    assert!(area.starts_with(&framed), "{area:02x?}");
+    for handles in [
+        "handles-transient",
+        "handles-loaded-session",
+        "handles-saved-session",
+    ] {
+        let left = tpm2_tool(&machine.tcti, &["tpm2_getcap", handles]);
+        assert_eq!(left.trim(), "", "{handles}");
+    }
+    machine.tpm.forget().unwrap();
+    let listed = tpm2_tool(&machine.tcti, &["tpm2_getcap", "handles-nv-index"]);
+    assert!(!listed.to_lowercase().contains("180bee5"), "{listed}");
+}
+
+#[test]
+fn index_of_somebody_else_is_left_alone_a_damaged_one_is_said_and_a_cleared_tpm_has_none() {
+    let machine = SwtpmMachine::new();
+    let attributes = "ownerread|ownerwrite";
+    tpm2_tool(
+        &machine.tcti,
+        &["tpm2_nvdefine", INDEX, "-C", "o", "-s", "64", "-a", attributes],
+    );
+    for refused in [
+        machine.tpm.recall().map(drop),
+        machine.tpm.remember(b"mine"),
+        machine.tpm.forget(),
+    ] {
+        assert!(
+            matches!(refused, Err(TpmError::MemoryTaken { .. })),
+            "{refused:?}"
+        );
+    }
+    tpm2_tool(&machine.tcti, &["tpm2_nvreadpublic", INDEX]);
+    tpm2_tool(&machine.tcti, &["tpm2_nvundefine", INDEX, "-C", "o"]);
+
+    machine.tpm.remember(b"what a box knows").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("byte").display().to_string();
+    std::fs::write(&path, b"!").unwrap();
+    tpm2_tool(
+        &machine.tcti,
+        &[
+            "tpm2_nvwrite",
+            INDEX,
+            "-P",
+            "pcr:sha256:7",
+            "--offset",
+            "40",
+            "-i",
+            &path,
+        ],
+    );
+    let damaged = machine.tpm.recall();
+    assert!(matches!(damaged, Err(TpmError::MemoryDamaged)), "{damaged:?}");
+    machine.tpm.remember(b"anew").unwrap();
+    assert_eq!(machine.tpm.recall().unwrap().as_deref(), Some(b"anew".as_slice()));
+
+    tpm2_tool(&machine.tcti, &["tpm2_clear", "-c", "l"]);
+    assert_eq!(machine.tpm.recall().unwrap(), None);
+}
+
+#[test]
+fn tpm_without_room_says_so_and_a_place_that_was_never_written_is_empty() {
+    let machine = SwtpmMachine::new();
+    // Indices of the owner until nothing more fits.
+    let mut taken = 0;
+    for number in 0..400 {
+        let index = format!("{:#x}", 0x0180_0000 + number);
+        let line = ["-C", "o", "-s", "1024", "-T", &machine.tcti];
+        let defined = Command::new("tpm2_nvdefine").arg(index).args(line).output();
+        match defined.unwrap().status.success() {
+            true => taken += 1,
+            false => break,
+        }
+    }
+    let full = machine.tpm.remember(b"no room");
+    assert!(
+        matches!(full, Err(TpmError::MemoryFull { .. })),
+        "{full:?}, {taken} taken"
+    );
+    assert_eq!(machine.tpm.recall().unwrap(), None);
+    assert!(taken > 0, "the fixture takes no room");
 }
 
 #[test]

@@ -117,10 +117,14 @@ impl Driver {
         self.say_conflicts();
         let now = self.now().0;
         let keys = self.joined.member.keys.clone();
-        let wanted = to_obey(&self.part.orders, &keys);
+        let keeps = self.part.trust.keeper().keepsake().is_all_there_is();
+        let wanted = to_obey(&self.part.orders, &keys).filter(|_| !keeps);
         if wanted.is_none() {
             self.turn = None;
-            self.say_used_up();
+            match keeps {
+                true => self.say_kept(),
+                false => self.say_used_up(),
+            }
         }
         let may = self.announced || now >= JOIN_FIRST_MS;
         let due = wanted.filter(|_| may).filter(|_| {
@@ -152,6 +156,18 @@ impl Driver {
         self.part
             .journal
             .announce("KeyRotationsUsedUp", "node/self", &message);
+    }
+
+    /// The proof of a later key has no room in a TPM, and without it the box would not be let in after a power cut.
+    fn say_kept(&mut self) {
+        let keys = &self.joined.member.keys;
+        let outstanding = self.part.orders.outstanding(keys.node(), keys.as_of());
+        if outstanding.is_none() || std::mem::replace(&mut self.used_up, true) {
+            return;
+        }
+        let message = "this box has no disk to keep the proof of a new key on, and goes on with the key that its TPM keeps: put in a \
+                       blank disk to have it rotated";
+        self.part.journal.announce("KeyNotRotated", "node/self", message);
     }
 
     fn say_conflicts(&self) {
