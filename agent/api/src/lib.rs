@@ -5,6 +5,7 @@
 
 mod assurance;
 pub mod attestation;
+pub mod boot;
 mod check;
 mod document;
 mod fault;

@@ -211,6 +211,9 @@ pub mod path {
     /// GET: the members' keys and the orders to rotate them ([`crate::keys::KeysView`]). POST: a signed order; 202 with
     /// `{"accepted": true}`; 409 where it is older than what is known.
     pub const KEYS: &str = "/v1/keys";
+    /// GET: what the members booted ([`crate::boot::BootsView`]). POST: a signed acceptance; 202 with `{"accepted": true}`; 409
+    /// where it is older than what is known.
+    pub const BOOTS: &str = "/v1/boots";
     /// GET: the endorsement key of the answering node's TPM (`usb-joinpack/SPEC.md`, section 10); 404 where it has no TPM.
     pub const ENDORSEMENT: &str = "/v1/endorsement";
     /// GET: the answering node's time ([`crate::network::TimeView`]).

@@ -2,7 +2,7 @@
 
 use crate::duration::parse_duration;
 use crate::root_args::{ROOTS_HELP, RootsCommand};
-use beemesh_ids::NodeName;
+use beemesh_ids::{Digest, NodeName};
 use beemesh_joinpack_format::{ApprovalCode, NotACode};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{path::PathBuf, time::Duration};
@@ -113,10 +113,19 @@ A file with a static card, a VLAN on it, and a bridge of two other cards:
 const NODES_HELP: &str = "\
 Examples:
   bmctl nodes
+  bmctl node show till-3   what it booted, and what changed in that
   bmctl node pending       machines that show a code on their console and wait
   bmctl node approve 7KQ2M-X9D4T --name till-9
   bmctl --node 10.0.0.11:7443 node ek -o json > till-1.ek
                            then `joinpack create --node till-1,ek=till-1.ek …` makes a stick that only this machine can use";
+
+const ACCEPT_HELP: &str = "\
+The values that the node shows are signed, and no others: whatever it boots later is judged by them, and what it booted before is
+`changed` then. All members hear of it. An image (PCR 11) is not accepted here but named as a release in a join pack.
+
+Examples:
+  bmctl node show till-3
+  bmctl node accept till-3 --digest sha256:… --reason 'firmware 2.1'";
 
 const REVOKE_HELP: &str = "\
 A revoked node is cut off by every member that hears of it, at once; its pods are placed anew. Nothing takes this back:
@@ -358,6 +367,28 @@ pub enum Command {
 pub enum NodesCommand {
     /// Shows the endorsement key of the TPM of the node that is asked: `-o json` is what `joinpack create --node …,ek=FILE` reads
     Ek,
+    /// Shows what a node booted, register by register, and what it is compared with
+    Show {
+        /// Name or node id
+        #[arg(value_name = "NODE")]
+        node: String,
+    },
+    /// Accepts that a node which is `changed: PCR …` boots like this from now on, as after an update of its firmware
+    #[command(after_help = ACCEPT_HELP)]
+    Accept {
+        /// Name or node id
+        #[arg(value_name = "NODE")]
+        node: String,
+        /// Why, for those who read the log: at most 256 characters
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        /// Accept only if its registers have this digest, as `bmctl node show` printed it
+        #[arg(long, value_name = "DIGEST")]
+        digest: Option<Digest>,
+        /// Print what would be sent, signed as it would be, and send nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Lists the machines that ask the node to be let in: by a join pack made with `joinpack create --approval`
     Pending,
     /// Lets in the machine whose console shows this code; it joins within seconds

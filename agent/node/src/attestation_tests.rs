@@ -167,7 +167,7 @@ async fn member_with_a_tpm_is_proven_over_the_fabric_and_judged_by_its_registers
     let me = fabric.peer_id().clone();
     let first = evidence(ask(&fabric, &peer, None).await);
     let known = releases(&first);
-    let (judgement, baseline) = judge(&me, &peer, &first, None, &known).unwrap();
+    let (judgement, baseline) = judge(&me, &peer, &first, None, None, &known).unwrap();
     assert_eq!(judgement, NodeAssurance::Trusted);
     assert_eq!(
         first.ek,
@@ -183,20 +183,22 @@ async fn member_with_a_tpm_is_proven_over_the_fabric_and_judged_by_its_registers
     assert_eq!(second.activation, None);
     assert_ne!(second.nonce, first.nonce);
     assert_eq!(
-        judge(&me, &peer, &second, Some(&baseline), &known).unwrap().0,
+        judge(&me, &peer, &second, Some(&baseline), None, &known)
+            .unwrap()
+            .0,
         NodeAssurance::Trusted
     );
     machine.extend(7);
     machine.extend(11);
     let third = evidence(ask(&fabric, &peer, Some(baseline.ak)).await);
-    let (judgement, _) = judge(&me, &peer, &third, Some(&baseline), &known).unwrap();
+    let (judgement, _) = judge(&me, &peer, &third, Some(&baseline), None, &known).unwrap();
     assert_eq!(judgement.to_string(), "changed: PCR 7,11");
     // An old answer is none to a new question.
     let replayed = Evidence {
         nonce: third.nonce,
         ..second
     };
-    assert!(judge(&me, &peer, &replayed, Some(&baseline), &known).is_err());
+    assert!(judge(&me, &peer, &replayed, Some(&baseline), None, &known).is_err());
 }
 
 /// A member without a good boot that passes its questions on to one with a good boot.
@@ -242,20 +244,24 @@ async fn answers_of_another_member_are_refused() {
         }),
     };
     let known = releases(&evidence);
-    assert_eq!(judge(&me, &liar, &evidence, None, &known), Err(Refusal::Unproven));
+    assert_eq!(
+        judge(&me, &liar, &evidence, None, None, &known),
+        Err(Refusal::Unproven)
+    );
     // Even where the liar got the key taken for its own, it has no quote for itself.
     let baseline = Baseline {
         ek: ek_key.digest(),
         ak: ak_key.digest(),
         pcrs: BTreeMap::new(),
+        accepted: None,
     };
     assert!(matches!(
-        judge(&me, &liar, &evidence, Some(&baseline), &known),
+        judge(&me, &liar, &evidence, Some(&baseline), None, &known),
         Err(Refusal::Quote(_))
     ));
     evidence.vouched_ek = Some(Digest::of(b"the liar's own"));
     assert!(matches!(
-        judge(&me, &liar, &evidence, Some(&baseline), &known),
+        judge(&me, &liar, &evidence, Some(&baseline), None, &known),
         Err(Refusal::OtherTpm(_))
     ));
 }
@@ -277,7 +283,7 @@ async fn member_without_a_tpm_says_so_and_a_node_asks_its_own_without_a_stream()
     let evidence = evidence(asking.ask().await.unwrap());
     let known = releases(&evidence);
     assert_eq!(
-        judge(&me, &me, &evidence, None, &known).unwrap().0,
+        judge(&me, &me, &evidence, None, None, &known).unwrap().0,
         NodeAssurance::Trusted
     );
     assert!(matches!(

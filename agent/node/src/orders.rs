@@ -1,22 +1,32 @@
-//! The orders to rotate node keys that this node knows: kept on the state volume, merged from sticks, operators and members.
+//! The standing orders that this node knows: to rotate node keys, and acceptances of what nodes boot. Kept on the state volume,
+//! merged from sticks, operators and members.
 //!
-//! Rotates nothing: the member task does. Invariant: what was taken is on disk before anybody is told that it was.
+//! Obeys none: the member task and the cell do. Invariant: what was taken is on disk before anybody is told that it was.
 
 use crate::journal::Journal;
 use crate::store::Store;
 use beemesh_agent_api::keys::OrderView;
 use beemesh_agent_sched::OrderNews;
 use beemesh_ids::PeerId;
-use beemesh_joinpack_format::{Envelope, KeyOrders, NodeKeys, Refusal, RootChain, Source, limits};
+use beemesh_joinpack_format::{
+    ACCEPTANCE_PAYLOAD_TYPE, Acceptances, Envelope, KeyOrders, NodeKeys, Refusal, RootChain, Source, limits,
+};
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// Name of the document on the state volume.
-const DOCUMENT: &str = "key-orders.json";
+/// Names of the documents on the state volume.
+const KEY_ORDERS: &str = "key-orders.json";
+const ACCEPTANCES: &str = "acceptances.json";
+
+#[derive(Default)]
+struct Known {
+    keys: KeyOrders,
+    boots: Acceptances,
+}
 
 /// Cheap to clone; all clones share one knowledge.
 #[derive(Clone)]
 pub struct Orders {
-    shared: Arc<RwLock<KeyOrders>>,
+    shared: Arc<RwLock<Known>>,
     store: Store,
     journal: Journal,
 }
@@ -24,16 +34,21 @@ pub struct Orders {
 impl Orders {
     /// What an earlier run kept. `roots` is the chain of a member; a box without one knows nothing.
     pub fn open(store: Store, journal: Journal, roots: Option<&RootChain>) -> Self {
-        let envelopes: Vec<Envelope> = match store.load(DOCUMENT) {
-            Ok(envelopes) => envelopes.unwrap_or_default(),
-            Err(error) => {
-                journal.announce("KeyOrdersDamaged", "node/self", &crate::words(&error));
-                Vec::new()
+        let load = |document: &str| -> Vec<Envelope> {
+            match store.load(document) {
+                Ok(envelopes) => envelopes.unwrap_or_default(),
+                Err(error) => {
+                    journal.announce("OrdersDamaged", "node/self", &crate::words(&error));
+                    Vec::new()
+                }
             }
         };
-        let orders = roots.map(|roots| KeyOrders::restore(&envelopes, roots));
+        let known = roots.map(|roots| Known {
+            keys: KeyOrders::restore(&load(KEY_ORDERS), roots),
+            boots: Acceptances::restore(&load(ACCEPTANCES), roots),
+        });
         Self {
-            shared: Arc::new(RwLock::new(orders.unwrap_or_default())),
+            shared: Arc::new(RwLock::new(known.unwrap_or_default())),
             store,
             journal,
         }
@@ -41,15 +56,22 @@ impl Orders {
 
     /// Takes an order of an operator, a stick or a member. Returns whether it says something new, which is on disk then.
     pub fn take(&self, envelope: &Envelope, roots: &RootChain, source: Source) -> Result<bool, Refusal> {
+        let accepts = envelope.payload_type() == ACCEPTANCE_PAYLOAD_TYPE;
         let changed = {
-            let mut orders = self.shared.write().unwrap_or_else(PoisonError::into_inner);
-            orders.take(envelope, roots, source)?
+            let mut known = self.shared.write().unwrap_or_else(PoisonError::into_inner);
+            match accepts {
+                true => known.boots.take(envelope, roots, source)?,
+                false => known.keys.take(envelope, roots, source)?,
+            }
         };
         if changed {
-            let envelopes: Vec<_> = self.read(|orders| orders.envelopes().cloned().collect());
-            if let Err(error) = self.store.save(DOCUMENT, &envelopes) {
+            let (document, envelopes): (_, Vec<Envelope>) = self.read(|known| match accepts {
+                true => (ACCEPTANCES, known.boots.envelopes().cloned().collect()),
+                false => (KEY_ORDERS, known.keys.envelopes().cloned().collect()),
+            });
+            if let Err(error) = self.store.save(document, &envelopes) {
                 self.journal
-                    .announce("KeyOrdersNotKept", "node/self", &crate::words(&error));
+                    .announce("OrdersNotKept", "node/self", &crate::words(&error));
             }
         }
         Ok(changed)
@@ -57,26 +79,33 @@ impl Orders {
 
     /// Whether an order with this id is held.
     pub fn holds(&self, id: &str) -> bool {
-        self.read(|orders| orders.iter().any(|order| order.id == id))
+        self.read(|known| {
+            known.keys.iter().any(|order| order.id == id) || known.boots.iter().any(|order| order.id == id)
+        })
+    }
+
+    /// The acceptances, as they were signed.
+    pub fn acceptances(&self) -> Vec<Envelope> {
+        self.read(|known| known.boots.envelopes().cloned().collect())
     }
 
     /// The newest order for `node` that a key as new as `as_of` is older than.
     pub fn outstanding(&self, node: &PeerId, as_of: &str) -> Option<String> {
-        self.read(|orders| {
-            let newest = orders.newest_for(node)?;
+        self.read(|known| {
+            let newest = known.keys.newest_for(node)?;
             (newest > as_of).then(|| newest.to_owned())
         })
     }
 
     /// What the cell is told.
     pub fn news(&self) -> OrderNews {
-        self.read(OrderNews::of)
+        self.read(|known| OrderNews::of(&known.keys, &known.boots))
     }
 
     /// What an operator is shown.
     pub fn view(&self) -> Vec<OrderView> {
-        self.read(|orders| {
-            let view = orders.iter().map(|order| OrderView {
+        self.read(|known| {
+            let view = known.keys.iter().map(|order| OrderView {
                 id: order.id.clone(),
                 issued: order.issued.to_string(),
                 nodes: order.nodes.as_ref().map(|nodes| nodes.iter().cloned().collect()),
@@ -85,7 +114,7 @@ impl Orders {
         })
     }
 
-    fn read<T>(&self, read: impl FnOnce(&KeyOrders) -> T) -> T {
+    fn read<T>(&self, read: impl FnOnce(&Known) -> T) -> T {
         read(&self.shared.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -105,7 +134,7 @@ pub fn to_obey(orders: &Orders, keys: &NodeKeys) -> Option<String> {
 mod tests {
     use super::*;
     use crate::fixture::{NOW, operator, peer, roots};
-    use beemesh_joinpack_format::KeyOrder;
+    use beemesh_joinpack_format::{Acceptance, KeyOrder, Registers};
 
     fn order(n: u8, nodes: &[u8]) -> Envelope {
         let order = KeyOrder {
@@ -137,6 +166,38 @@ mod tests {
         let again = open(folder.path());
         assert_eq!((again.news(), again.view()), (orders.news(), orders.view()));
         assert_ne!(again.news().digest, 0);
+    }
+
+    #[test]
+    fn acceptance_is_known_after_a_restart_beside_the_orders_and_a_replay_of_an_older_one_takes_nothing_back()
+    {
+        let accept = |n: u8, value: u8| {
+            let registers = Registers([(0, beemesh_ids::Digest::of(&[value]))].into());
+            let acceptance = Acceptance {
+                fabric: roots().fabric_id().clone(),
+                id: format!("01KDVKFD00000000000001{n:04}"),
+                issued: NOW,
+                reason: None,
+                nodes: [(peer(1), registers)].into(),
+            };
+            acceptance.sign(&[&operator()]).unwrap()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let orders = open(folder.path());
+        orders.take(&order(1, &[1]), &roots(), Source::Person).unwrap();
+        let without = orders.news();
+        assert_eq!(orders.take(&accept(3, 1), &roots(), Source::Person), Ok(true));
+        assert_eq!(orders.take(&accept(5, 2), &roots(), Source::Member), Ok(true));
+        let news = orders.news();
+        assert_ne!(news.digest, without.digest);
+        assert_eq!(news.accepted[&peer(1)].0[&0], beemesh_ids::Digest::of(&[2]));
+        assert_eq!((news.orders.len(), orders.acceptances()), (2, vec![accept(5, 2)]));
+        assert_eq!(
+            orders.take(&accept(3, 1), &roots(), Source::Person),
+            Ok(false),
+            "a replay"
+        );
+        assert_eq!(open(folder.path()).news(), news);
     }
 
     #[test]

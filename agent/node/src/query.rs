@@ -1,6 +1,7 @@
 //! Questions that others put to the driver, and where it publishes that the box is a member.
 
 use crate::rest::Refused;
+use beemesh_agent_api::boot::BootsView;
 use beemesh_agent_api::keys::KeysView;
 use beemesh_agent_api::petition::PetitionView;
 use beemesh_agent_api::revocation::RevocationView;
@@ -47,6 +48,15 @@ pub enum Query {
     Keys(oneshot::Sender<KeysView>),
     /// Takes a signed order to rotate keys.
     OrderKeys {
+        /// The DSSE envelope, JSON.
+        envelope: Vec<u8>,
+        /// Whether it was accepted.
+        reply: oneshot::Sender<Result<(), Refused>>,
+    },
+    /// What the members booted, and what operators accepted of it.
+    Boots(oneshot::Sender<BootsView>),
+    /// Takes a signed acceptance.
+    AcceptBoot {
         /// The DSSE envelope, JSON.
         envelope: Vec<u8>,
         /// Whether it was accepted.

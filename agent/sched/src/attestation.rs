@@ -2,16 +2,19 @@
 //!
 //! A member is asked when it connects and then once an hour. It shows a quote over a nonce that is bound to both nodes, and
 //! proves once that the key which signed it is in the TPM of its endorsement key. What registers 0 to 7 and 12 hold is
-//! recorded when a member is first seen with a release that the fabric knows (trust on first use), and compared from then on.
+//! recorded when a member is first seen with a release that the fabric knows (trust on first use), and compared from then on;
+//! an operator's acceptance takes the place of what was recorded.
 //! Draws no randomness and speaks to nobody: the driver asks ([`Command::Attest`](crate::Command::Attest)) and brings the answer.
 //! Invariants (tested below): nobody is [`NodeAssurance::Trusted`] whose nonce, key, signature or a register differs; a judgement
 //! ends with the connection, or after [`VALID_MS`]; what is kept is bounded by the roster.
 
 use crate::cell::Cell;
 use crate::model::{Command, Millis, Record};
+use beemesh_agent_api::boot::BootView;
 use beemesh_agent_api::view::{Assurance, NodeAssurance};
 use beemesh_firmware_measure::{AttestationKey, PcrSet, Quote, QuoteRefusal};
 use beemesh_ids::{Digest, PeerId};
+use beemesh_joinpack_format::Registers;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -95,6 +98,20 @@ pub struct Baseline {
     pub ak: Digest,
     /// The registers as they were when it was first seen with a known release; empty before.
     pub pcrs: BTreeMap<u8, Digest>,
+    /// Digest of what an operator has accepted for it last, and `pcrs` began with.
+    #[serde(default)]
+    pub accepted: Option<Digest>,
+}
+
+impl Baseline {
+    /// From now on it is to boot like this; once for each acceptance, or an update since would be taken back.
+    fn accept(&mut self, accepted: &Registers) {
+        let digest = accepted.digest();
+        if self.accepted != Some(digest) {
+            self.accepted = Some(digest);
+            self.pcrs.clone_from(&accepted.0);
+        }
+    }
 }
 
 /// Why evidence is worth nothing.
@@ -134,7 +151,8 @@ fn bound(what: &str, random: &[u8; 32], verifier: &PeerId, prover: &PeerId) -> D
     Digest::of(&[parts.join(&0).as_slice(), &[0], random].concat())
 }
 
-/// What evidence of `prover` means to `verifier`, and what to remember of it from now on.
+/// What evidence of `prover` means to `verifier`, and what to remember of it from now on. `accepted` is what an operator has
+/// accepted for it.
 ///
 /// # Errors
 /// [`Refusal`]: it proves nothing.
@@ -143,13 +161,14 @@ pub fn judge(
     prover: &PeerId,
     evidence: &Evidence,
     known: Option<&Baseline>,
+    accepted: Option<&Registers>,
     releases: &[Release],
 ) -> Result<(NodeAssurance, Baseline), Refusal> {
     let ak = AttestationKey::parse(&evidence.ak).map_err(|_| Refusal::Key)?;
     if evidence.vouched_ek.is_some_and(|vouched| vouched != evidence.ek) {
         return Err(Refusal::OtherTpm("its voucher is for"));
     }
-    let baseline = match known {
+    let mut baseline = match known {
         Some(known) if (known.ek, known.ak) == (evidence.ek, ak.digest()) => known.clone(),
         Some(_) => return Err(Refusal::OtherTpm("it had when it was first seen")),
         None => {
@@ -164,11 +183,15 @@ pub fn judge(
                 ek: evidence.ek,
                 ak: ak.digest(),
                 pcrs: BTreeMap::new(),
+                accepted: None,
             }
         }
     };
     let nonce = quote_nonce(&evidence.nonce, verifier, prover);
     evidence.quote.verify(&ak, nonce.as_bytes(), QUOTED)?;
+    if let Some(accepted) = accepted {
+        baseline.accept(accepted);
+    }
     Ok(compare(&evidence.quote.pcrs, baseline, releases))
 }
 
@@ -215,6 +238,8 @@ struct Known {
     /// Questions in a row without an answer.
     failures: u32,
     judged: Option<(Millis, NodeAssurance)>,
+    /// The registers that it was judged by.
+    shown: BTreeMap<u8, Digest>,
     /// What people were told last.
     told: Option<String>,
 }
@@ -225,6 +250,8 @@ pub(crate) struct Attestations {
     releases: Vec<Release>,
     known: BTreeMap<PeerId, Known>,
     baselines: BTreeMap<PeerId, Baseline>,
+    /// What operators have accepted.
+    accepted: BTreeMap<PeerId, Registers>,
     rounds: u64,
 }
 
@@ -299,7 +326,15 @@ impl Known {
     /// What it was judged by, and what it was asked, was before.
     fn forget(&mut self) {
         self.judged = None;
+        self.shown.clear();
         self.asked = None;
+    }
+
+    /// What it was judged by does not count any more: it is asked anew, soon.
+    fn reconsider(&mut self, now: Millis) {
+        self.forget();
+        let again = self.last.map_or(Millis(0), |last| last.after(AGAIN_MS));
+        self.next = now.after(FIRST_MS).max(again);
     }
 
     fn fail(&mut self, now: Millis) {
@@ -331,10 +366,42 @@ impl Cell {
         self.attestations.releases = releases;
         let now = self.now;
         for known in self.attestations.known.values_mut() {
-            known.forget();
-            let again = known.last.map_or(Millis(0), |last| last.after(AGAIN_MS));
-            known.next = now.after(FIRST_MS).max(again);
+            known.reconsider(now);
         }
+    }
+
+    /// From now on this is what operators have accepted; those whom it concerns are asked anew.
+    pub(crate) fn on_accepted(&mut self, accepted: BTreeMap<PeerId, Registers>) {
+        let before = std::mem::replace(&mut self.attestations.accepted, accepted);
+        let now = self.now;
+        for (peer, known) in &mut self.attestations.known {
+            if before.get(peer) != self.attestations.accepted.get(peer) {
+                known.reconsider(now);
+            }
+        }
+    }
+
+    /// What each member booted, and what it is compared with, by this node's own judgement.
+    pub fn boots(&self) -> Vec<BootView> {
+        let view = |(peer, entry): (&PeerId, &crate::roster::Entry)| {
+            let judged = self.attestations.judged(peer, self.now).is_some();
+            let known = self.attestations.known.get(peer).filter(|_| judged);
+            let shown = known.map(|known| known.shown.clone()).unwrap_or_default();
+            let baseline = self.attestations.baselines.get(peer);
+            BootView {
+                name: entry.info.name.clone(),
+                node: peer.clone(),
+                assurance: self.assurance_of(peer),
+                release: self
+                    .attestations
+                    .release_of(&shown)
+                    .map(|release| release.version.clone()),
+                shown,
+                recorded: baseline.map(|known| known.pcrs.clone()).unwrap_or_default(),
+                accepted: self.attestations.accepted.get(peer).map(Registers::digest),
+            }
+        };
+        self.roster.active().map(view).collect()
     }
 
     /// What a member that was asked has answered, or why it did not.
@@ -354,6 +421,7 @@ impl Cell {
         known.asked = None;
         known.failures = 0;
         known.next = now.after(EVERY_MS);
+        known.shown.clear();
         let before = self.attestations.baselines.get(&peer);
         let (judgement, why) = match &report {
             Report::NoTpm => (NodeAssurance::Low, "it says that it has no TPM".to_owned()),
@@ -363,9 +431,11 @@ impl Cell {
                     &peer,
                     evidence,
                     before,
+                    self.attestations.accepted.get(&peer),
                     &self.attestations.releases,
                 ) {
                     Ok((judgement, baseline)) => {
+                        known.shown.clone_from(&evidence.quote.pcrs);
                         let why = self.attestations.words(evidence, &judgement);
                         if before != Some(&baseline) {
                             self.out
@@ -429,15 +499,19 @@ impl Cell {
 }
 
 impl Attestations {
+    /// The release that leaves these registers.
+    fn release_of(&self, pcrs: &BTreeMap<u8, Digest>) -> Option<&Release> {
+        let image = pcrs.get(&IMAGE)?;
+        self.releases.iter().find(|release| release.pcr11 == *image)
+    }
+
     /// Why evidence that holds was judged like this.
     fn words(&self, evidence: &Evidence, judgement: &NodeAssurance) -> String {
-        let image = evidence.quote.pcrs.get(&IMAGE);
-        let mut releases = self.releases.iter();
-        let release = releases.find(|release| Some(&release.pcr11) == image);
-        match (judgement, release) {
+        match (judgement, self.release_of(&evidence.quote.pcrs)) {
             (NodeAssurance::Trusted, Some(release)) => format!("it booted release {}", release.version),
             (NodeAssurance::Changed(_), Some(_)) => {
-                "it boots in another way than when it was first seen; look at its firmware settings and disks"
+                "it boots in another way than when it was first seen; look at its firmware settings and disks, and if that is \
+                 meant, accept it: `bmctl node show` and `bmctl node accept`"
                     .to_owned()
             }
             (NodeAssurance::Changed(_), None) => {

@@ -56,7 +56,26 @@ fn scene() -> Scene {
 
 impl Scene {
     fn judge(&self, known: Option<&Baseline>) -> Result<(NodeAssurance, Baseline), Refusal> {
-        judge(&self.verifier, &self.prover, &self.evidence, known, &releases())
+        judge(
+            &self.verifier,
+            &self.prover,
+            &self.evidence,
+            known,
+            None,
+            &releases(),
+        )
+    }
+
+    fn judge_accepted(&self, known: Option<&Baseline>, accepted: &Registers) -> (NodeAssurance, Baseline) {
+        judge(
+            &self.verifier,
+            &self.prover,
+            &self.evidence,
+            known,
+            Some(accepted),
+            &releases(),
+        )
+        .unwrap()
     }
 
     /// The prover boots with these registers.
@@ -201,12 +220,94 @@ fn another_tpm_key_or_quote_is_refused_by_its_name() {
 #[test]
 fn without_a_release_a_proven_tpm_is_a_tpm() {
     let scene = scene();
-    let (judgement, baseline) = judge(&scene.verifier, &scene.prover, &scene.evidence, None, &[]).unwrap();
+    let (judgement, baseline) =
+        judge(&scene.verifier, &scene.prover, &scene.evidence, None, None, &[]).unwrap();
     assert_eq!(judgement, NodeAssurance::Tpm);
     assert!(
         baseline.pcrs.is_empty(),
         "the first boot with a release is what counts"
     );
+}
+
+/// What is recorded once the firmware was updated, and its values accepted.
+fn firmware() -> Registers {
+    let mut pcrs = registers();
+    pcrs.insert(0, Digest::of(b"firmware 2"));
+    Registers(pcrs)
+}
+
+#[test]
+fn accepted_registers_are_trusted_and_those_from_before_are_changed() {
+    let mut scene = scene();
+    let (_, before) = scene.judge(None).unwrap();
+    let (judgement, baseline) = scene.judge_accepted(Some(&before), &firmware());
+    assert_eq!(
+        judgement,
+        NodeAssurance::Changed(vec![0]),
+        "the old firmware counts no more, and neither does who was not asked meanwhile"
+    );
+    scene.boots(|pcrs| pcrs.clone_from(&firmware().0));
+    let (judgement, baseline) = scene.judge_accepted(Some(&baseline), &firmware());
+    assert_eq!(
+        (judgement, &baseline.pcrs),
+        (NodeAssurance::Trusted, &firmware().0)
+    );
+    // Whatever else comes is not what was accepted.
+    scene.boots(|pcrs| {
+        pcrs.clone_from(&firmware().0);
+        pcrs.insert(0, Digest::of(b"firmware 3"));
+    });
+    let (judgement, kept) = scene.judge_accepted(Some(&baseline), &firmware());
+    assert_eq!((judgement, kept), (NodeAssurance::Changed(vec![0]), baseline));
+}
+
+#[test]
+fn member_that_is_seen_first_is_compared_with_what_was_accepted_and_not_trusted_on_first_use() {
+    let mut scene = scene();
+    let (judgement, baseline) = scene.judge_accepted(None, &firmware());
+    assert_eq!(
+        (judgement, &baseline.pcrs),
+        (NodeAssurance::Changed(vec![0]), &firmware().0)
+    );
+    scene.boots(|pcrs| pcrs.clone_from(&firmware().0));
+    assert_eq!(scene.judge_accepted(None, &firmware()).0, NodeAssurance::Trusted);
+}
+
+#[test]
+fn no_acceptance_makes_an_image_known_and_registers_that_it_does_not_name_never_fit() {
+    let mut scene = scene();
+    let (_, baseline) = scene.judge(None).unwrap();
+    let mut image = registers();
+    image.insert(IMAGE, Digest::of(b"altered"));
+    scene.boots(|pcrs| pcrs.clone_from(&image));
+    let (judgement, _) = scene.judge_accepted(Some(&baseline), &Registers(image));
+    assert_eq!(judgement, NodeAssurance::Changed(vec![IMAGE]));
+    scene.boots(|_| {});
+    let mut part = registers();
+    part.remove(&7);
+    let (judgement, _) = scene.judge_accepted(Some(&baseline), &Registers(part));
+    assert_eq!(judgement, NodeAssurance::Changed(vec![7]));
+}
+
+#[test]
+fn update_after_an_acceptance_is_not_taken_back_by_it() {
+    let mut scene = scene();
+    scene.boots(|pcrs| pcrs.clone_from(&firmware().0));
+    let (_, accepted) = scene.judge_accepted(None, &firmware());
+    let update = |pcrs: &mut BTreeMap<u8, Digest>| {
+        pcrs.clone_from(&firmware().0);
+        pcrs.extend([(IMAGE, Digest::of(b"2")), (4, Digest::of(b"loader 2"))]);
+    };
+    scene.boots(update);
+    let (judgement, updated) = scene.judge_accepted(Some(&accepted), &firmware());
+    assert_eq!(judgement, NodeAssurance::Trusted);
+    // Another boot loader within the release, with the acceptance still standing.
+    scene.boots(|pcrs| {
+        update(pcrs);
+        pcrs.insert(4, Digest::of(b"loader 3"));
+    });
+    let (judgement, _) = scene.judge_accepted(Some(&updated), &firmware());
+    assert_eq!(judgement, NodeAssurance::Changed(vec![4]));
 }
 
 /// What an attacker may turn.
@@ -280,6 +381,38 @@ proptest! {
             prop_assert_eq!(kept, baseline);
         } else {
             prop_assert_eq!(judgement == NodeAssurance::Trusted, !altered.contains(&IMAGE));
+        }
+    }
+
+    /// Whatever the judges saw before, they agree on the values that were accepted, and on those alone.
+    #[test]
+    fn invariant_all_judges_agree_on_what_was_accepted(
+        seen in prop::collection::vec((0u8..10, 0u8..3), 0..4), altered in prop::collection::btree_set(0usize..10, 0..3),
+    ) {
+        let numbers: Vec<u8> = QUOTED.iter().collect();
+        let mut judges = vec![None];
+        for (at, value) in seen {
+            let mut scene = scene();
+            scene.boots(|pcrs| drop(pcrs.insert(numbers[usize::from(at)], Digest::of(&[value]))));
+            let before = judges.last().cloned().flatten();
+            judges.push(Some(scene.judge(before.as_ref()).unwrap().1));
+        }
+        let altered: Vec<u8> = altered.into_iter().map(|at| numbers[at]).collect();
+        let mut scene = scene();
+        scene.boots(|pcrs| {
+            pcrs.clone_from(&firmware().0);
+            pcrs.extend(altered.iter().map(|pcr| (*pcr, Digest::of(b"other"))));
+        });
+        let expected = match altered.is_empty() {
+            true => NodeAssurance::Trusted,
+            false => NodeAssurance::Changed(altered),
+        };
+        for judge in judges {
+            let (judgement, first) = scene.judge_accepted(judge.as_ref(), &firmware());
+            prop_assert_eq!(&judgement, &expected);
+            // Over a restart too: what is kept is all that the next judgement goes by.
+            let (again, kept) = scene.judge_accepted(Some(&first), &firmware());
+            prop_assert_eq!((again, kept), (judgement, first));
         }
     }
 

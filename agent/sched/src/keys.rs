@@ -1,4 +1,4 @@
-//! Newer keys of members, and the orders for them, on their way through the cell.
+//! Newer keys of members, and standing orders, on their way through the cell.
 //!
 //! It verifies nothing and knows no signature: credentials and orders are bytes, and the driver says what they mean. A member
 //! is known by its node id, which a new key does not change: nothing that is placed, granted or voted on is touched.
@@ -9,27 +9,35 @@ use crate::gossip::FAN_OUT;
 use crate::model::{Command, OrderNews};
 use crate::sync::MAX_LIST;
 use crate::wire::Message;
-use beemesh_ids::PeerId;
-use beemesh_joinpack_format::{Envelope, KeyOrders};
+use beemesh_ids::{Digest, PeerId};
+use beemesh_joinpack_format::{Acceptances, Envelope, KeyOrders};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Orders that are handed on, at most.
-pub const MAX_ORDERS: usize = 32;
+/// Orders that are handed on, at most: of each of the two kinds as many as are held.
+pub const MAX_ORDERS: usize = 64;
 /// Longest order, in bytes.
 pub const MAX_ORDER: usize = 96 * 1024;
 
 impl OrderNews {
-    /// What `orders` say.
-    pub fn of(orders: &KeyOrders) -> Self {
-        let digest = orders.digest();
+    /// What `orders` and `acceptances` say.
+    pub fn of(orders: &KeyOrders, acceptances: &Acceptances) -> Self {
+        let digest = match acceptances.is_empty() {
+            true => orders.digest(),
+            false => {
+                let both = [orders.digest(), acceptances.digest()];
+                Digest::of(&both.map(|digest| *digest.as_bytes()).concat())
+            }
+        };
         // 0 says that nothing is known.
         let short = digest.as_bytes().first_chunk().copied().unwrap_or_default();
+        let all = orders.envelopes().chain(acceptances.envelopes());
         Self {
-            digest: match orders.is_empty() {
+            digest: match orders.is_empty() && acceptances.is_empty() {
                 true => 0,
                 false => u64::from_be_bytes(short).max(1),
             },
-            orders: orders.envelopes().map(Envelope::to_json).collect(),
+            orders: all.map(Envelope::to_json).collect(),
+            accepted: acceptances.accepted(),
         }
     }
 }
@@ -67,6 +75,7 @@ impl Cell {
     pub(crate) fn on_orders(&mut self, news: OrderNews) {
         let is_news = self.order_digest != news.digest;
         self.order_digest = news.digest;
+        self.on_accepted(news.accepted);
         self.orders = news
             .orders
             .into_iter()
@@ -247,6 +256,7 @@ mod tests {
         let news = OrderNews {
             digest: 7,
             orders: vec![b"order".to_vec()],
+            accepted: BTreeMap::new(),
         };
         let commands = cell.step(Millis(5), Event::Orders(news.clone()));
         let order = Message::Order(b"order".to_vec()).encode().unwrap();

@@ -7,6 +7,7 @@ use beemesh_agent_api::shim::{ContainerState, Phase};
 use beemesh_agent_api::view::Assurance;
 use beemesh_agent_api::{Change, WorkloadId, WorkloadSpec};
 use beemesh_ids::{Digest, NodeName, PeerId};
+use beemesh_joinpack_format::Registers;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -277,7 +278,7 @@ pub enum Event {
     /// The chain of root documents, verified: at the start and whenever it is longer. From an operator, a stick, or after
     /// [`Command::VerifyRoots`].
     Roots(RootNews),
-    /// The orders to rotate keys, verified: at the start and whenever others are known. From an operator, a stick, or after
+    /// The standing orders, verified: at the start and whenever others are known. From an operator, a stick, or after
     /// [`Command::VerifyOrder`].
     Orders(OrderNews),
     /// The releases that the fabric's join packs name, at most [`crate::attestation::MAX_RELEASES`]; at the start and whenever
@@ -320,13 +321,15 @@ pub struct RootNews {
     pub documents: Vec<Vec<u8>>,
 }
 
-/// All orders to rotate keys that say something.
+/// All standing orders that say something: to rotate keys, and acceptances of what nodes boot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OrderNews {
     /// The same wherever the same orders are known; 0 where none is.
     pub digest: u64,
     /// The signed orders, at most [`crate::keys::MAX_ORDERS`], each at most [`crate::keys::MAX_ORDER`] bytes.
     pub orders: Vec<Vec<u8>>,
+    /// What nodes may boot from now on, by the acceptances among them.
+    pub accepted: BTreeMap<PeerId, Registers>,
 }
 
 /// What the driver must do, in this order.
@@ -361,7 +364,7 @@ pub enum Command {
         /// Signed envelopes, consecutive if the member is honest.
         documents: Vec<Vec<u8>>,
     },
-    /// Verify an order to rotate keys that a member handed on; then [`Event::Orders`] where it brings news.
+    /// Verify a standing order that a member handed on; then [`Event::Orders`] where it brings news.
     VerifyOrder {
         /// The signed envelope.
         envelope: Vec<u8>,

@@ -172,3 +172,76 @@ fn judgement_ends_where_no_answer_comes_any_more() {
     world.run(EVERY_MS + 2 * FIRST_MS);
     assert_eq!(judged(&world, 0, 1), "trusted");
 }
+
+#[test]
+fn firmware_update_that_an_operator_accepts_at_one_node_is_trusted_by_all_and_what_was_before_is_not() {
+    let mut world = world();
+    world.run(3 * FIRST_MS);
+    set(&mut world, 2, 0, b"firmware 2");
+    world.run(EVERY_MS + 60_000);
+    for by in 0..3 {
+        assert_eq!(judged(&world, by, 2), "changed: PCR 0", "by {by}");
+    }
+    let boots = world.nodes[1].cell.as_ref().unwrap().boots();
+    let boot = boots
+        .iter()
+        .find(|boot| boot.node == world.nodes[2].peer)
+        .unwrap();
+    let (was, is) = (Digest::of(&[0]), Digest::of(b"firmware 2"));
+    assert_eq!(
+        boot.changes(),
+        [(0, Some(was), Some(is))],
+        "what changed, from what, to what"
+    );
+    assert_eq!(boot.release.as_deref(), Some("1"));
+    world.accept(0, 2);
+    let took = world.run_until(120_000, |world| all_trust(world, 2));
+    assert!(took.is_some(), "{}", world.describe());
+    // Back to the firmware that the operator replaced.
+    set(&mut world, 2, 0, &[0]);
+    world.run(EVERY_MS + 60_000);
+    for by in 0..3 {
+        assert_eq!(judged(&world, by, 2), "changed: PCR 0", "by {by}");
+    }
+}
+
+#[test]
+fn acceptance_reaches_a_member_that_was_off_and_survives_restarts_of_all() {
+    let mut world = world();
+    world.run(3 * FIRST_MS);
+    world.kill(0);
+    set(&mut world, 2, 0, b"firmware 2");
+    world.run(EVERY_MS + 60_000);
+    world.accept(1, 2);
+    world.run(120_000);
+    assert_eq!(judged(&world, 1, 2), "trusted");
+    // The one at which it was given is gone when the other comes back.
+    world.kill(1);
+    world.run(8000);
+    world.boot(0);
+    world.releases(0, &[release()]);
+    world.run(180_000);
+    assert_eq!(judged(&world, 0, 2), "trusted", "{}", world.describe());
+    for n in [0, 2] {
+        world.kill(n);
+    }
+    for n in 0..3 {
+        world.boot(n);
+        world.releases(n, &[release()]);
+    }
+    let took = world.run_until(240_000, |world| all_trust(world, 2));
+    assert!(took.is_some(), "{}", world.describe());
+}
+
+#[test]
+fn what_comes_after_an_acceptance_is_not_accepted_with_it() {
+    let mut world = world();
+    world.run(3 * FIRST_MS);
+    set(&mut world, 2, 0, b"firmware 2");
+    world.accept(0, 2);
+    set(&mut world, 2, 0, b"firmware 3");
+    world.run(EVERY_MS + 120_000);
+    for by in 0..3 {
+        assert_eq!(judged(&world, by, 2), "changed: PCR 0", "by {by}");
+    }
+}

@@ -1,7 +1,9 @@
 //! Who signs in the simulated fabric: one key that has every role, and a root document that says so.
 
-use beemesh_ids::PeerId;
-use beemesh_joinpack_format::{Envelope, Revocations, Role, RoleSpec, Root, RootChain, SecretKey, Timestamp};
+use beemesh_ids::{Digest, PeerId};
+use beemesh_joinpack_format::{
+    Acceptance, Envelope, Registers, Revocations, Role, RoleSpec, Root, RootChain, SecretKey, Timestamp,
+};
 use std::collections::BTreeMap;
 
 /// When the simulated fabric was made.
@@ -42,6 +44,19 @@ impl Default for Authority {
 }
 
 impl Authority {
+    /// Accepts that a node boots like this.
+    pub fn accept(&mut self, node: PeerId, registers: BTreeMap<u8, Digest>) -> Envelope {
+        self.signed += 1;
+        let acceptance = Acceptance {
+            fabric: self.roots.fabric_id().clone(),
+            id: format!("01KDVKFD0000000000001{:05}", self.signed),
+            issued: Timestamp(FOUNDED.0 + self.signed),
+            reason: None,
+            nodes: [(node, Registers(registers))].into(),
+        };
+        acceptance.sign(&[&self.key]).unwrap()
+    }
+
     /// A snapshot that revokes these nodes and no others.
     pub fn revoke(&mut self, nodes: impl IntoIterator<Item = PeerId>) -> Envelope {
         self.signed += 1;

@@ -18,7 +18,7 @@ use beemesh_agent_sched::{
 };
 use beemesh_firmware_measure::fake::FakeChip;
 use beemesh_ids::{Digest, PeerId};
-use beemesh_joinpack_format::RevocationSet;
+use beemesh_joinpack_format::{Acceptances, RevocationSet};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -65,6 +65,8 @@ pub struct Node {
     refused: BTreeSet<PeerId>,
     /// What it knows to be revoked.
     pub revoked: RevocationSet,
+    /// What it knows to be accepted.
+    pub accepted: Acceptances,
     /// Its chain of root documents: each begins with its number in four digits.
     pub roots: Vec<Vec<u8>>,
     /// Its TPM, and what its registers hold.
@@ -87,6 +89,7 @@ enum What {
     PodRuns(String),
     PodGone(String),
     Revocations(Vec<u8>),
+    Order(Vec<u8>),
     Roots(Vec<Vec<u8>>),
     Attested(PeerId, u64),
 }
@@ -279,6 +282,7 @@ impl World {
             connected: BTreeSet::new(),
             refused: BTreeSet::new(),
             revoked: RevocationSet::default(),
+            accepted: Acceptances::default(),
             roots: Vec::new(),
             tpm: None,
             silent: false,
@@ -321,6 +325,8 @@ impl World {
         self.step(n, Event::Recovered { pods });
         let news = self.revocation_news(n);
         self.step(n, Event::Revocations(news));
+        let orders = self.order_news(n);
+        self.step(n, Event::Orders(orders));
         for id in ids {
             self.push(n, 20, What::PodRuns(id));
         }
@@ -571,6 +577,7 @@ impl World {
             What::Verified(change, envelope) => self.step(n, Event::Change { change, envelope }),
             What::Member(peer, member) => self.step(n, Event::Member { peer, member }),
             What::Revocations(envelope) => self.learn_revocations(n, &envelope),
+            What::Order(envelope) => self.learn_order(n, &envelope),
             What::Roots(documents) => self.learn_roots(n, documents),
             What::Attested(peer, round) => {
                 let report = self.ask(n, &peer);
@@ -677,7 +684,7 @@ impl World {
             }
             Command::VerifyRevocations { envelope } => self.push(n, 1, What::Revocations(envelope)),
             Command::VerifyRoots { documents } => self.push(n, 1, What::Roots(documents)),
-            Command::VerifyOrder { .. } => panic!("nobody gives orders here"),
+            Command::VerifyOrder { envelope } => self.push(n, 1, What::Order(envelope)),
             Command::Attest { peer, round, .. } if self.attests => {
                 self.push(n, 50, What::Attested(peer, round))
             }

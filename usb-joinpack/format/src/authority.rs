@@ -61,7 +61,7 @@ pub enum Names {
 pub enum Grant {
     /// Apply and delete workloads, run commands in their pods and bring images: all, or those of a namespace.
     Workloads(Option<(String, Names)>),
-    /// Approve, deny and revoke nodes.
+    /// Approve, deny and revoke nodes, and accept what they boot.
     Nodes,
     /// Try and confirm network settings.
     Network,
@@ -81,7 +81,7 @@ impl Grant {
                         Names::Prefix(prefix) => name.starts_with(prefix.as_str()),
                     }
             }
-            (Self::Nodes, Act::Approve | Act::Revoke) => true,
+            (Self::Nodes, Act::Approve | Act::AcceptBoot | Act::Revoke) => true,
             (Self::Network, Act::Network) | (Self::Keys, Act::RotateKeys) => true,
             _ => false,
         }
@@ -186,6 +186,8 @@ pub enum Act<'a> {
     Image,
     /// Let a node in that asks, or not.
     Approve,
+    /// Say that a node boots in another way from now on.
+    AcceptBoot,
     /// Try or confirm network settings.
     Network,
     /// Rotate keys of nodes.
@@ -208,6 +210,7 @@ impl Act<'_> {
             | Self::Workload { .. }
             | Self::Image
             | Self::Approve
+            | Self::AcceptBoot
             | Self::Network
             | Self::RotateKeys => &[Role::Operator],
             Self::Revoke => &[Role::Recovery, Role::Enrolment, Role::Operator],
@@ -231,6 +234,7 @@ impl fmt::Display for Act<'_> {
             }
             Self::Image => f.write_str("bring images"),
             Self::Approve => f.write_str("let nodes in or keep them out"),
+            Self::AcceptBoot => f.write_str("accept what nodes boot"),
             Self::Network => f.write_str("change network settings"),
             Self::RotateKeys => f.write_str("rotate keys"),
             Self::Revoke => f.write_str("revoke nodes or vouchers"),

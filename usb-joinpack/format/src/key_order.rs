@@ -1,11 +1,12 @@
 //! Key orders: an operator says which nodes are to take a new key. Desired state, not a command.
 //!
-//! Reads no clock: an order is as new as its id. Invariant: [`KeyOrders`] says the same whatever the order of arrival, and a
-//! replay says nothing new.
+//! Reads no clock: an order is as new as its id ([`crate::Order`]).
 
 use crate::validate::{ascending, check_ulid, parse_payload, payload};
-use crate::{Act, Deed, Envelope, Refusal, Role, RootChain, SecretKey, Source, Timestamp, limits};
-use beemesh_ids::{Digest, DigestHasher, FabricId, PeerId};
+use crate::{
+    Act, Deed, Envelope, Order, Orders, Refusal, Role, RootChain, SecretKey, Source, Timestamp, limits,
+};
+use beemesh_ids::{FabricId, PeerId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -98,83 +99,21 @@ impl Deed for KeyOrder {
     }
 }
 
-/// The orders that still say something, with what proves them: at most [`limits::ORDERS`].
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct KeyOrders {
-    /// By ascending id.
-    held: Vec<(KeyOrder, Envelope)>,
-}
+impl Order for KeyOrder {
+    const MANY: &'static str = "key orders that each name another node";
 
-impl KeyOrders {
-    /// The orders that `envelopes` prove. What does not verify any more (its signer has left the role) is left out.
-    pub fn restore(envelopes: &[Envelope], roots: &RootChain) -> Self {
-        let mut orders = Self::default();
-        for envelope in envelopes.iter().take(limits::ORDERS) {
-            let _ = orders.take(envelope, roots, Source::Member);
-        }
-        orders
+    fn id(&self) -> &str {
+        &self.id
     }
 
-    /// Verifies an order and takes it. Returns whether it says something new: not what is known, nor to nodes of which each
-    /// has a newer order. Orders that say nothing any more are dropped.
-    pub fn take(&mut self, envelope: &Envelope, roots: &RootChain, source: Source) -> Result<bool, Refusal> {
-        let order = KeyOrder::verify(envelope, roots, source)?;
-        if self.held.iter().any(|(known, _)| known.id == order.id) || self.is_outdated(&order) {
-            return Ok(false);
-        }
-        let mut orders = self.clone();
-        let at = orders.held.partition_point(|(known, _)| known.id < order.id);
-        orders.held.insert(at, (order, envelope.clone()));
-        let all = orders.clone();
-        orders.held.retain(|(order, _)| !all.is_outdated(order));
-        if orders.held.len() > limits::ORDERS {
-            return Err(Refusal::LimitExceeded {
-                what: "key orders that each name another node",
-                limit: limits::ORDERS,
-            });
-        }
-        *self = orders;
-        Ok(true)
+    fn names(&self, node: &PeerId) -> bool {
+        self.names(node)
     }
 
-    fn is_outdated(&self, order: &KeyOrder) -> bool {
-        let newer = || self.held.iter().filter(|(known, _)| known.id > order.id);
-        let is_ordered = |node: &PeerId| newer().any(|(known, _)| known.names(node));
-        newer().any(|(known, _)| known.nodes.is_none())
-            || order
-                .nodes
-                .as_ref()
-                .is_some_and(|nodes| nodes.iter().all(is_ordered))
-    }
-
-    /// Id of the newest order for a node.
-    pub fn newest_for(&self, node: &PeerId) -> Option<&str> {
-        let mut newest_first = self.held.iter().rev();
-        let (order, _) = newest_first.find(|(order, _)| order.names(node))?;
-        Some(&order.id)
-    }
-
-    /// The orders, the oldest first.
-    pub fn iter(&self) -> impl Iterator<Item = &KeyOrder> {
-        self.held.iter().map(|(order, _)| order)
-    }
-
-    /// The orders, as they were signed.
-    pub fn envelopes(&self) -> impl Iterator<Item = &Envelope> {
-        self.held.iter().map(|(_, envelope)| envelope)
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.held.is_empty()
-    }
-
-    /// The same wherever the same orders are held.
-    pub fn digest(&self) -> Digest {
-        let mut hasher = DigestHasher::default();
-        for order in self.iter() {
-            hasher.update(format!("{}\n", order.id).as_bytes());
-        }
-        hasher.finish()
+    fn nodes(&self) -> Option<impl Iterator<Item = &PeerId>> {
+        self.nodes.as_ref().map(|nodes| nodes.iter())
     }
 }
+
+/// The key orders that still say something.
+pub type KeyOrders = Orders<KeyOrder>;

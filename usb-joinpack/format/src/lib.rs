@@ -4,6 +4,7 @@
 //! Invariants: nothing of a pack can be read before its signatures are verified ([`Pack<Unverified>`](Pack) has no
 //! accessors); every count and length is bounded by [`limits`]; whatever is wrong is a [`Refusal`] and never a panic.
 
+mod acceptance;
 mod approval;
 mod authority;
 mod blob;
@@ -16,6 +17,7 @@ mod machine;
 mod manifest;
 mod membership;
 mod operator;
+mod orders;
 mod pack;
 mod receipt;
 mod refusal;
@@ -27,6 +29,7 @@ mod time;
 mod validate;
 mod voucher;
 
+pub use acceptance::{ACCEPTANCE_PAYLOAD_TYPE, Acceptance, Acceptances, Registers};
 pub use approval::{ApprovalCode, DENIAL_PAYLOAD_TYPE, Denial, NotACode};
 pub use authority::{Act, Deed, Grant, KeyLimits, Names, Source, scope_in_words};
 pub use blob::{BlobCheck, blob_path};
@@ -42,6 +45,7 @@ pub use manifest::{
 };
 pub use membership::{Assurance, Member, Membership, REDEMPTION_PAYLOAD_TYPE, Redemption};
 pub use operator::OperatorContext;
+pub use orders::{Order, Orders};
 pub use pack::{Pack, Unverified, Verified};
 pub use receipt::{
     Outcome, Part, PartKind, Proof, RECEIPT_PAYLOAD_TYPE, Receipt, ReceiptMachine, TimeSource,

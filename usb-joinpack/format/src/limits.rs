@@ -8,8 +8,14 @@ pub const MANIFEST_LIMIT: usize = 4 * 1024 * 1024;
 pub const MEMBERSHIP_LIMIT: usize = 40 * 1024;
 /// Rotations in a membership credential: of a key that changes every three months, eight years.
 pub const ROTATIONS: usize = 32;
-/// Key orders in a manifest, and held by a node: each says something that the newer ones do not.
+/// Key orders in a manifest; key orders, and acceptances, held by a node: each says something that the newer ones do not.
 pub const ORDERS: usize = 32;
+/// Nodes in one acceptance: so many fit into [`DOCUMENT_LIMIT`] with ten registers each.
+pub const ACCEPTED: usize = 64;
+/// Registers of a TPM (TCG PC Client Platform TPM Profile, section 4.6.1).
+pub const REGISTERS: u8 = 24;
+/// Length of an acceptance's reason in bytes.
+pub const REASON: usize = 256;
 /// Length of a receipt file in bytes: a payload of [`DOCUMENT_LIMIT`] in base64, in which a credential fits.
 pub const RECEIPT_LIMIT: usize = 85 * 1024;
 /// Receipts on one stick, one for each place that a pack can have: with their length 43 MiB. The oldest go first.

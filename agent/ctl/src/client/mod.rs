@@ -14,6 +14,7 @@ pub use transport::Endpoint;
 pub(crate) use transport::check_address;
 
 use crate::context::Operator;
+use beemesh_agent_api::boot::BootsView;
 use beemesh_agent_api::keys::KeysView;
 use beemesh_agent_api::network::{NetworkView, TimeView};
 use beemesh_agent_api::petition::PetitionView;
@@ -183,6 +184,16 @@ impl Client {
     /// Sends a signed order to rotate keys.
     pub async fn submit_key_order(&self, envelope: Vec<u8>) -> Result<(), ClientError> {
         self.post_envelope(path::KEYS, envelope).await
+    }
+
+    /// What the members booted.
+    pub async fn boots(&self) -> Result<BootsView, ClientError> {
+        self.get(path::BOOTS).await
+    }
+
+    /// Sends a signed acceptance.
+    pub async fn submit_acceptance(&self, envelope: Vec<u8>) -> Result<(), ClientError> {
+        self.post_envelope(path::BOOTS, envelope).await
     }
 
     /// The endorsement key of the node's TPM.

@@ -1,5 +1,6 @@
 //! The commands. Each asks the node through the client and prints the answer; none decides about the fabric.
 
+mod boot;
 mod change;
 mod container;
 mod keys;
@@ -52,6 +53,25 @@ pub async fn run(line: Bmctl) -> Result<u8, Failure> {
         Command::Nodes {
             command: Some(NodesCommand::Deny { code, dry_run }),
         } => petition::deny(&session, &code, dry_run).await?,
+        Command::Nodes {
+            command: Some(NodesCommand::Show { node }),
+        } => boot::show(&session, &node).await?,
+        Command::Nodes {
+            command:
+                Some(NodesCommand::Accept {
+                    node,
+                    reason,
+                    digest,
+                    dry_run,
+                }),
+        } => {
+            let how = boot::How {
+                reason,
+                digest,
+                dry_run,
+            };
+            boot::accept(&session, &node, how).await?;
+        }
         Command::Keys {
             command: KeysCommand::Roots { command },
         } => roots::run(&session, command).await?,

@@ -1,6 +1,7 @@
 //! Runs the `bmctl` binary against a node made for the test: what it prints, sends and leaves with.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod boot;
 mod changes;
 mod containers;
 mod failures;

@@ -28,6 +28,10 @@ impl Driver {
             Query::OrderKeys { envelope, reply } => {
                 let _ = reply.send(self.take_order(&envelope));
             }
+            Query::Boots(reply) => drop(reply.send(self.boots())),
+            Query::AcceptBoot { envelope, reply } => {
+                let _ = reply.send(self.take_acceptance(&envelope));
+            }
             Query::Petitions(reply) => drop(reply.send(self.petitions.view())),
             Query::Decide { envelope, reply } => {
                 let _ = reply.send(self.decide(&envelope));

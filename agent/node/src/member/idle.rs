@@ -89,6 +89,7 @@ impl Driver {
         match question {
             Query::Change { reply, .. } => drop(reply.send(Err(Self::no_records()))),
             Query::Lengthen { reply, .. } => drop(reply.send(Err(Self::no_records()))),
+            Query::AcceptBoot { reply, .. } => drop(reply.send(Err(Self::no_records()))),
             Query::OrderKeys { reply, .. } => drop(reply.send(Err(Self::no_records()))),
             question => self.answer(question),
         }

@@ -20,7 +20,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Longest order, in bytes.
-const ORDER_LIMIT: usize = beemesh_agent_sched::keys::MAX_ORDER;
+pub(super) const ORDER_LIMIT: usize = beemesh_agent_sched::keys::MAX_ORDER;
 /// A box that has not joined yet has other things to do with its TPM, but not for longer than this, in milliseconds.
 const JOIN_FIRST_MS: u64 = 30_000;
 /// Nodes that hear an order at the same moment begin one after the other: so many milliseconds for each member, up to
@@ -47,7 +47,7 @@ impl Driver {
             Ok(true) => Some(Event::Orders(self.part.orders.news())),
             Ok(false) => None,
             Err(refusal) => {
-                tracing::warn!(%refusal, "an order to rotate keys from a member was refused");
+                tracing::warn!(%refusal, "a standing order from a member was refused");
                 None
             }
         }

@@ -176,6 +176,16 @@ async fn route(request: Request<Incoming>, access: Access, context: Context) -> 
             ask(&context.queries, |reply| Query::OrderKeys { envelope, reply }).await??;
             Ok(json(StatusCode::ACCEPTED, &serde_json::json!({"accepted": true})))
         }
+        (&Method::GET, path::BOOTS) => {
+            context.site()?;
+            Ok(json(StatusCode::OK, &ask(&context.queries, Query::Boots).await?))
+        }
+        (&Method::POST, path::BOOTS) => {
+            context.site()?;
+            let envelope = body(request).await?;
+            ask(&context.queries, |reply| Query::AcceptBoot { envelope, reply }).await??;
+            Ok(json(StatusCode::ACCEPTED, &serde_json::json!({"accepted": true})))
+        }
         (&Method::GET, path::PETITIONS) => {
             context.site()?;
             Ok(json(

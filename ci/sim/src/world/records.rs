@@ -4,10 +4,10 @@ use super::World;
 use beemesh_agent_sched::attestation::{
     Activation, Evidence, Release, Report, activation_proof, quote_nonce,
 };
-use beemesh_agent_sched::{Event, RevocationNews, RootNews};
+use beemesh_agent_sched::{Event, OrderNews, RevocationNews, RootNews};
 use beemesh_firmware_measure::AttestationKey;
 use beemesh_ids::{Digest, PeerId};
-use beemesh_joinpack_format::{Envelope, Source, limits};
+use beemesh_joinpack_format::{Envelope, KeyOrders, Source, limits};
 
 impl World {
     /// An operator revokes a node at node `at`.
@@ -17,6 +17,32 @@ impl World {
         let peer = self.nodes[revoked].peer.clone();
         let snapshot = self.authority.revoke([peer]).to_json();
         self.learn_revocations(at, &snapshot);
+    }
+
+    /// An operator accepts, at node `at`, what node `n` has in its registers now.
+    pub fn accept(&mut self, at: usize, n: usize) {
+        let registers = self.nodes[n].tpm.as_ref().unwrap().1.clone();
+        let acceptance = self
+            .authority
+            .accept(self.nodes[n].peer.clone(), registers)
+            .to_json();
+        self.learn_order(at, &acceptance);
+    }
+
+    pub(super) fn learn_order(&mut self, n: usize, order: &[u8]) {
+        let signed = "only what was signed is handed on";
+        let envelope = Envelope::parse(order, limits::ROOT_LIMIT).expect(signed);
+        let taken = self.nodes[n]
+            .accepted
+            .take(&envelope, &self.authority.roots, Source::Member);
+        if taken.expect(signed) {
+            let news = self.order_news(n);
+            self.step(n, Event::Orders(news));
+        }
+    }
+
+    pub(super) fn order_news(&self, n: usize) -> OrderNews {
+        OrderNews::of(&KeyOrders::default(), &self.nodes[n].accepted)
     }
 
     /// A node learns which releases there are.
