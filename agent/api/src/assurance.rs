@@ -8,6 +8,10 @@ use std::str::FromStr;
 pub const ASSURANCE_SELECTOR: &str = "assurance";
 /// What it may demand.
 pub const DEMANDS: [&str; 2] = ["tpm", "trusted"];
+/// Begins the word for an old release.
+const OLD: &str = "old: release ";
+/// Longest version of a release, in bytes.
+const VERSION: usize = 64;
 /// Registers of a TPM.
 const PCRS: u8 = 24;
 
@@ -21,6 +25,8 @@ pub enum NodeAssurance {
     Tpm,
     /// Its TPM is proven, and it booted a release of the fabric, in the way in which it did when it was first seen.
     Trusted,
+    /// Its TPM is proven, and it booted this release, which the fabric has left behind: an older image was put back.
+    Old(String),
     /// Its TPM is proven, and these registers (PCRs) are not what they should be.
     Changed(Vec<u8>),
 }
@@ -32,7 +38,7 @@ impl NodeAssurance {
         match self {
             Self::Trusted => DEMANDS.contains(&demanded),
             Self::Tpm => demanded == "tpm",
-            Self::Low | Self::Changed(_) => false,
+            Self::Low | Self::Old(_) | Self::Changed(_) => false,
         }
     }
 }
@@ -43,6 +49,7 @@ impl fmt::Display for NodeAssurance {
             Self::Low => f.pad("low"),
             Self::Tpm => f.pad("tpm"),
             Self::Trusted => f.pad("trusted"),
+            Self::Old(version) => f.pad(&format!("{OLD}{version}")),
             Self::Changed(pcrs) => {
                 let pcrs: Vec<String> = pcrs.iter().map(u8::to_string).collect();
                 f.pad(&format!("changed: PCR {}", pcrs.join(",")))
@@ -53,7 +60,7 @@ impl fmt::Display for NodeAssurance {
 
 /// Not a [`NodeAssurance`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("expected `low`, `tpm`, `trusted` or `changed: PCR N[,N]`")]
+#[error("expected `low`, `tpm`, `trusted`, `old: release VERSION` or `changed: PCR N[,N]`")]
 pub struct InvalidAssurance;
 
 impl FromStr for NodeAssurance {
@@ -64,6 +71,13 @@ impl FromStr for NodeAssurance {
             "tpm" => return Ok(Self::Tpm),
             "trusted" => return Ok(Self::Trusted),
             _ => {}
+        }
+        if let Some(version) = text.strip_prefix(OLD) {
+            let is_version =
+                (1..=VERSION).contains(&version.len()) && version.bytes().all(|b| b.is_ascii_graphic());
+            return is_version
+                .then(|| Self::Old(version.to_owned()))
+                .ok_or(InvalidAssurance);
         }
         let pcrs = text.strip_prefix("changed: PCR ").ok_or(InvalidAssurance)?;
         let pcrs = pcrs
@@ -99,13 +113,22 @@ mod tests {
 
     #[test]
     fn words_are_read_back_and_other_words_refused() {
-        for good in ["low", "tpm", "trusted", "changed: PCR 7", "changed: PCR 0,7,11"] {
+        for good in [
+            "low",
+            "tpm",
+            "trusted",
+            "old: release 0.1.0",
+            "changed: PCR 7",
+            "changed: PCR 0,7,11",
+        ] {
             assert_eq!(good.parse::<NodeAssurance>().unwrap().to_string(), good);
         }
         let many = format!("changed: PCR 1{}", ",1".repeat(24));
         for bad in [
             "",
             "Trusted",
+            "old: release ",
+            "old: release a b",
             "changed: PCR ",
             "changed: PCR 24",
             "changed: PCR 7,",
@@ -119,16 +142,17 @@ mod tests {
     fn demand_is_met_by_what_is_at_least_as_good() {
         let all = [
             NodeAssurance::Low,
+            NodeAssurance::Old("0.1.0".into()),
             NodeAssurance::Changed(vec![7]),
             NodeAssurance::Tpm,
             NodeAssurance::Trusted,
         ];
         let met = |demanded: &str| all.clone().map(|one| one.meets(demanded));
-        assert_eq!(met("trusted"), [false, false, false, true]);
-        assert_eq!(met("tpm"), [false, false, true, true]);
+        assert_eq!(met("trusted"), [false, false, false, false, true]);
+        assert_eq!(met("tpm"), [false, false, false, true, true]);
         assert_eq!(
             met("low"),
-            [false; 4],
+            [false; 5],
             "nothing is ever placed by an unknown word"
         );
     }

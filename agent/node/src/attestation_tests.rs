@@ -2,7 +2,7 @@ use super::*;
 
 use beemesh_agent_api::view::NodeAssurance;
 use beemesh_agent_fabric::FabricEvent;
-use beemesh_agent_sched::attestation::{Baseline, Refusal, Release, judge};
+use beemesh_agent_sched::attestation::{Baseline, Refusal, Release, ReleaseNews, Releases, judge};
 use beemesh_firmware_tpm::swtpm::Swtpm;
 use beemesh_firmware_tpm::{DeviceTpm, SoftwareTpm};
 use hyper::Request;
@@ -145,11 +145,16 @@ async fn ask(fabric: &Fabric, peer: &PeerId, proven: Option<Digest>) -> Report {
     asking.ask().await.unwrap()
 }
 
-fn releases(evidence: &Evidence) -> Vec<Release> {
-    vec![Release {
-        version: "1".into(),
-        pcr11: *evidence.quote.pcrs.get(&11).unwrap(),
-    }]
+fn releases(evidence: &Evidence) -> Releases {
+    let mut known = Releases::default();
+    known.learn(ReleaseNews {
+        id: String::new(),
+        releases: vec![Release {
+            version: "1".into(),
+            pcr11: *evidence.quote.pcrs.get(&11).unwrap(),
+        }],
+    });
+    known
 }
 
 fn evidence(report: Report) -> Evidence {

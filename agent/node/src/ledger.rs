@@ -315,6 +315,7 @@ fn key_of(record: &Record) -> String {
         Record::Grant(grant) => hashed("grant", format!("{}/{}", grant.workload, grant.ordinal)),
         Record::Change(change, _) => hashed("change", change.workload.to_string()),
         Record::Member(peer, _) => format!("member-{peer}"),
+        Record::Releases(_) => "releases".to_owned(),
         Record::Baseline(peer, _) => format!("baseline-{peer}"),
     }
 }

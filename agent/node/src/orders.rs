@@ -1,5 +1,5 @@
-//! The standing orders that this node knows: to rotate node keys, and acceptances of what nodes boot. Kept on the state volume,
-//! merged from sticks, operators and members.
+//! The standing orders that this node knows: to rotate node keys, acceptances of what nodes boot, and the releases that count.
+//! Kept on the state volume, merged from sticks, operators and members.
 //!
 //! Obeys none: the member task and the cell do. Invariant: what was taken is on disk before anybody is told that it was.
 
@@ -8,25 +8,16 @@ use crate::store::Store;
 use beemesh_agent_api::keys::OrderView;
 use beemesh_agent_sched::OrderNews;
 use beemesh_ids::PeerId;
-use beemesh_joinpack_format::{
-    ACCEPTANCE_PAYLOAD_TYPE, Acceptances, Envelope, KeyOrders, NodeKeys, Refusal, RootChain, Source, limits,
-};
+use beemesh_joinpack_format::{Envelope, NodeKeys, Refusal, RootChain, Source, Standing, limits};
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// Names of the documents on the state volume.
-const KEY_ORDERS: &str = "key-orders.json";
-const ACCEPTANCES: &str = "acceptances.json";
-
-#[derive(Default)]
-struct Known {
-    keys: KeyOrders,
-    boots: Acceptances,
-}
+/// Name of the document on the state volume; all kinds lie in it.
+const DOCUMENT: &str = "key-orders.json";
 
 /// Cheap to clone; all clones share one knowledge.
 #[derive(Clone)]
 pub struct Orders {
-    shared: Arc<RwLock<Known>>,
+    shared: Arc<RwLock<Standing>>,
     store: Store,
     journal: Journal,
 }
@@ -34,21 +25,16 @@ pub struct Orders {
 impl Orders {
     /// What an earlier run kept. `roots` is the chain of a member; a box without one knows nothing.
     pub fn open(store: Store, journal: Journal, roots: Option<&RootChain>) -> Self {
-        let load = |document: &str| -> Vec<Envelope> {
-            match store.load(document) {
-                Ok(envelopes) => envelopes.unwrap_or_default(),
-                Err(error) => {
-                    journal.announce("OrdersDamaged", "node/self", &crate::words(&error));
-                    Vec::new()
-                }
+        let envelopes: Vec<Envelope> = match store.load(DOCUMENT) {
+            Ok(envelopes) => envelopes.unwrap_or_default(),
+            Err(error) => {
+                journal.announce("OrdersDamaged", "node/self", &crate::words(&error));
+                Vec::new()
             }
         };
-        let known = roots.map(|roots| Known {
-            keys: KeyOrders::restore(&load(KEY_ORDERS), roots),
-            boots: Acceptances::restore(&load(ACCEPTANCES), roots),
-        });
+        let orders = roots.map(|roots| Standing::restore(&envelopes, roots));
         Self {
-            shared: Arc::new(RwLock::new(known.unwrap_or_default())),
+            shared: Arc::new(RwLock::new(orders.unwrap_or_default())),
             store,
             journal,
         }
@@ -56,20 +42,13 @@ impl Orders {
 
     /// Takes an order of an operator, a stick or a member. Returns whether it says something new, which is on disk then.
     pub fn take(&self, envelope: &Envelope, roots: &RootChain, source: Source) -> Result<bool, Refusal> {
-        let accepts = envelope.payload_type() == ACCEPTANCE_PAYLOAD_TYPE;
         let changed = {
-            let mut known = self.shared.write().unwrap_or_else(PoisonError::into_inner);
-            match accepts {
-                true => known.boots.take(envelope, roots, source)?,
-                false => known.keys.take(envelope, roots, source)?,
-            }
+            let mut orders = self.shared.write().unwrap_or_else(PoisonError::into_inner);
+            orders.take(envelope, roots, source)?
         };
         if changed {
-            let (document, envelopes): (_, Vec<Envelope>) = self.read(|known| match accepts {
-                true => (ACCEPTANCES, known.boots.envelopes().cloned().collect()),
-                false => (KEY_ORDERS, known.keys.envelopes().cloned().collect()),
-            });
-            if let Err(error) = self.store.save(document, &envelopes) {
+            let envelopes: Vec<_> = self.read(|orders| orders.envelopes().cloned().collect());
+            if let Err(error) = self.store.save(DOCUMENT, &envelopes) {
                 self.journal
                     .announce("OrdersNotKept", "node/self", &crate::words(&error));
             }
@@ -79,33 +58,31 @@ impl Orders {
 
     /// Whether an order with this id is held.
     pub fn holds(&self, id: &str) -> bool {
-        self.read(|known| {
-            known.keys.iter().any(|order| order.id == id) || known.boots.iter().any(|order| order.id == id)
-        })
+        self.read(|orders| orders.holds(id))
     }
 
     /// The acceptances, as they were signed.
     pub fn acceptances(&self) -> Vec<Envelope> {
-        self.read(|known| known.boots.envelopes().cloned().collect())
+        self.read(|orders| orders.boots.envelopes().cloned().collect())
     }
 
     /// The newest order for `node` that a key as new as `as_of` is older than.
     pub fn outstanding(&self, node: &PeerId, as_of: &str) -> Option<String> {
-        self.read(|known| {
-            let newest = known.keys.newest_for(node)?;
+        self.read(|orders| {
+            let newest = orders.keys.newest_for(node)?;
             (newest > as_of).then(|| newest.to_owned())
         })
     }
 
     /// What the cell is told.
     pub fn news(&self) -> OrderNews {
-        self.read(|known| OrderNews::of(&known.keys, &known.boots))
+        self.read(OrderNews::of)
     }
 
     /// What an operator is shown.
     pub fn view(&self) -> Vec<OrderView> {
-        self.read(|known| {
-            let view = known.keys.iter().map(|order| OrderView {
+        self.read(|orders| {
+            let view = orders.keys.iter().map(|order| OrderView {
                 id: order.id.clone(),
                 issued: order.issued.to_string(),
                 nodes: order.nodes.as_ref().map(|nodes| nodes.iter().cloned().collect()),
@@ -114,7 +91,7 @@ impl Orders {
         })
     }
 
-    fn read<T>(&self, read: impl FnOnce(&Known) -> T) -> T {
+    fn read<T>(&self, read: impl FnOnce(&Standing) -> T) -> T {
         read(&self.shared.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -134,7 +111,7 @@ pub fn to_obey(orders: &Orders, keys: &NodeKeys) -> Option<String> {
 mod tests {
     use super::*;
     use crate::fixture::{NOW, operator, peer, roots};
-    use beemesh_joinpack_format::{Acceptance, KeyOrder, Registers};
+    use beemesh_joinpack_format::{Acceptance, KeyOrder, Registers, ReleaseEntry, ReleaseList};
 
     fn order(n: u8, nodes: &[u8]) -> Envelope {
         let order = KeyOrder {
@@ -198,6 +175,46 @@ mod tests {
             "a replay"
         );
         assert_eq!(open(folder.path()).news(), news);
+    }
+
+    #[test]
+    fn downgrade_of_releases_by_an_older_list_is_no_news_after_a_restart_too() {
+        let list = |n: u8| {
+            let list = ReleaseList {
+                fabric: roots().fabric_id().clone(),
+                id: format!("01KDVKFD00000000000001{n:04}"),
+                issued: NOW,
+                releases: vec![ReleaseEntry {
+                    version: format!("0.{n}.0"),
+                    pcr11: beemesh_ids::Digest::of(&[n]),
+                }],
+            };
+            list.sign(&[&crate::fixture::key()]).unwrap()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let orders = open(folder.path());
+        assert_eq!(orders.take(&list(2), &roots(), Source::Member), Ok(true));
+        let orders = open(folder.path());
+        assert_eq!(orders.take(&list(1), &roots(), Source::Person), Ok(false));
+        assert_eq!(orders.take(&list(1), &roots(), Source::Member), Ok(false));
+        assert_eq!(orders.news().releases.unwrap().releases[0].version, "0.2.0");
+        assert_eq!(orders.take(&list(3), &roots(), Source::Member), Ok(true));
+        assert_eq!(orders.news().orders.len(), 1, "the newest list alone is kept");
+        // An operator's key, which may not sign packs, signs no list either.
+        let by_operator = ReleaseList {
+            fabric: roots().fabric_id().clone(),
+            id: format!("01KDVKFD00000000000001{:04}", 9),
+            issued: NOW,
+            releases: vec![ReleaseEntry {
+                version: "9".into(),
+                pcr11: beemesh_ids::Digest::of(b"9"),
+            }],
+        };
+        let forged = by_operator.sign(&[&operator()]).unwrap();
+        assert_eq!(
+            orders.take(&forged, &roots(), Source::Member).unwrap_err().code(),
+            "unknown-key"
+        );
     }
 
     #[test]

@@ -518,15 +518,15 @@ impl Sticks {
         let mut refused = None;
         for envelope in &orders {
             if let Err(refusal) = self.orders.take(envelope, &joined.roots, Source::Member) {
-                let message = format!("an order of the pack to rotate keys was not taken: {refusal}");
-                self.journal.announce("KeyOrderRefused", "pack", &message);
+                let message = format!("a standing order of the pack was not taken: {refusal}");
+                self.journal.announce("OrderRefused", "pack", &message);
                 refused = Some(format!("{}: {refusal}", refusal.code()));
             }
         }
         if !orders.is_empty() {
             parts.push(Part {
                 part: PartKind::Orders,
-                what: format!("{} order(s) to rotate keys", orders.len()),
+                what: format!("{} standing order(s)", orders.len()),
                 refused,
             });
         }

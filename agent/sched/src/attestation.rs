@@ -10,6 +10,7 @@
 
 use crate::cell::Cell;
 use crate::model::{Command, Millis, Record};
+pub use crate::releases::{MAX_RELEASES, Release, ReleaseNews, Releases};
 use beemesh_agent_api::boot::BootView;
 use beemesh_agent_api::view::{Assurance, NodeAssurance};
 use beemesh_firmware_measure::{AttestationKey, PcrSet, Quote, QuoteRefusal};
@@ -38,17 +39,6 @@ pub const VALID_MS: u64 = 2 * EVERY_MS;
 pub const LOST_MS: u64 = 60_000;
 /// Questions at once.
 pub const AT_ONCE: usize = 4;
-/// Releases that are known, at most.
-pub const MAX_RELEASES: usize = 8;
-
-/// A release that the fabric's operators signed for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Release {
-    /// Version, for people.
-    pub version: String,
-    /// What its image leaves in register 11.
-    pub pcr11: Digest,
-}
 
 /// What a member showed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,7 +152,7 @@ pub fn judge(
     evidence: &Evidence,
     known: Option<&Baseline>,
     accepted: Option<&Registers>,
-    releases: &[Release],
+    releases: &Releases,
 ) -> Result<(NodeAssurance, Baseline), Refusal> {
     let ak = AttestationKey::parse(&evidence.ak).map_err(|_| Refusal::Key)?;
     if evidence.vouched_ek.is_some_and(|vouched| vouched != evidence.ek) {
@@ -199,20 +189,21 @@ pub fn judge(
 fn compare(
     pcrs: &BTreeMap<u8, Digest>,
     mut baseline: Baseline,
-    releases: &[Release],
+    releases: &Releases,
 ) -> (NodeAssurance, Baseline) {
     if releases.is_empty() {
         return (NodeAssurance::Tpm, baseline);
     }
     let image = pcrs.get(&IMAGE);
     let mut changed = PcrSet::EMPTY;
-    let named = releases.iter().any(|release| Some(&release.pcr11) == image);
-    if !named {
+    let old = releases.old(image);
+    let named = releases.current(image).is_some();
+    if !named && old.is_none() {
         changed.insert(IMAGE);
     }
     let is_new = baseline.pcrs.is_empty();
-    // From one known release to another one.
-    let updated = named && baseline.pcrs.get(&IMAGE) != image;
+    // From one known release to another one, or back.
+    let updated = (named || old.is_some()) && baseline.pcrs.get(&IMAGE) != image;
     let compared = QUOTED.iter().filter(|pcr| *pcr != IMAGE && !is_new);
     for pcr in compared.filter(|pcr| !(updated && OF_RELEASE.has(*pcr))) {
         if baseline.pcrs.get(&pcr) != pcrs.get(&pcr) {
@@ -221,6 +212,10 @@ fn compare(
     }
     if !changed.is_empty() {
         return (NodeAssurance::Changed(changed.iter().collect()), baseline);
+    }
+    // What it booted by a release that was left behind is not what it is to be compared with.
+    if let Some(old) = old {
+        return (NodeAssurance::Old(old.version.clone()), baseline);
     }
     baseline.pcrs.clone_from(pcrs);
     (NodeAssurance::Trusted, baseline)
@@ -247,7 +242,7 @@ struct Known {
 /// The judgements of one node.
 #[derive(Default)]
 pub(crate) struct Attestations {
-    releases: Vec<Release>,
+    releases: Releases,
     known: BTreeMap<PeerId, Known>,
     baselines: BTreeMap<PeerId, Baseline>,
     /// What operators have accepted.
@@ -256,8 +251,9 @@ pub(crate) struct Attestations {
 }
 
 impl Attestations {
-    pub(crate) fn new(baselines: Vec<(PeerId, Baseline)>) -> Self {
+    pub(crate) fn new(baselines: Vec<(PeerId, Baseline)>, releases: Releases) -> Self {
         Self {
+            releases,
             baselines: baselines.into_iter().collect(),
             ..Self::default()
         }
@@ -357,13 +353,13 @@ impl Cell {
         }
     }
 
-    /// From now on these releases count, and everybody is asked anew.
-    pub(crate) fn on_releases(&mut self, mut releases: Vec<Release>) {
-        releases.truncate(MAX_RELEASES);
-        if self.attestations.releases == releases {
+    /// Takes a list of releases. Where it says something new, everybody is asked anew.
+    pub(crate) fn on_releases(&mut self, news: ReleaseNews) {
+        if !self.attestations.releases.learn(news) {
             return;
         }
-        self.attestations.releases = releases;
+        let releases = self.attestations.releases.clone();
+        self.out.push(Command::Persist(Record::Releases(releases)));
         let now = self.now;
         for known in self.attestations.known.values_mut() {
             known.reconsider(now);
@@ -469,7 +465,7 @@ impl Cell {
             let reason = match judgement {
                 NodeAssurance::Trusted | NodeAssurance::Tpm => "Attested",
                 NodeAssurance::Low if !had_boot => "Attested",
-                NodeAssurance::Low | NodeAssurance::Changed(_) => "AssuranceChanged",
+                NodeAssurance::Low | NodeAssurance::Old(_) | NodeAssurance::Changed(_) => "AssuranceChanged",
             };
             self.emit(reason, format!("node/{name}"), words);
         }
@@ -501,14 +497,18 @@ impl Cell {
 impl Attestations {
     /// The release that leaves these registers.
     fn release_of(&self, pcrs: &BTreeMap<u8, Digest>) -> Option<&Release> {
-        let image = pcrs.get(&IMAGE)?;
-        self.releases.iter().find(|release| release.pcr11 == *image)
+        let image = pcrs.get(&IMAGE);
+        self.releases.current(image).or(self.releases.old(image))
     }
 
     /// Why evidence that holds was judged like this.
     fn words(&self, evidence: &Evidence, judgement: &NodeAssurance) -> String {
         match (judgement, self.release_of(&evidence.quote.pcrs)) {
             (NodeAssurance::Trusted, Some(release)) => format!("it booted release {}", release.version),
+            (NodeAssurance::Old(version), _) => {
+                format!("it booted release {version}, which the fabric has left behind: update it, and if nobody has put that image \
+                         back, look at its disk")
+            }
             (NodeAssurance::Changed(_), Some(_)) => {
                 "it boots in another way than when it was first seen; look at its firmware settings and disks, and if that is \
                  meant, accept it: `bmctl node show` and `bmctl node accept`"

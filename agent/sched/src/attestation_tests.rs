@@ -10,12 +10,21 @@ fn registers() -> BTreeMap<u8, Digest> {
     QUOTED.iter().map(|pcr| (pcr, Digest::of(&[pcr]))).collect()
 }
 
-fn releases() -> Vec<Release> {
-    let release = |version: &str, pcr11| Release {
-        version: version.into(),
-        pcr11,
-    };
-    vec![release("1", Digest::of(&[IMAGE])), release("2", Digest::of(b"2"))]
+fn list(id: &str, releases: &[(&str, Digest)]) -> ReleaseNews {
+    let releases = releases.iter().map(|(version, pcr11)| Release {
+        version: (*version).into(),
+        pcr11: *pcr11,
+    });
+    ReleaseNews {
+        id: id.into(),
+        releases: releases.collect(),
+    }
+}
+
+fn releases() -> Releases {
+    let mut releases = Releases::default();
+    releases.learn(list("1", &[("1", Digest::of(&[IMAGE])), ("2", Digest::of(b"2"))]));
+    releases
 }
 
 const NONCE: [u8; 32] = [3; 32];
@@ -220,12 +229,58 @@ fn another_tpm_key_or_quote_is_refused_by_its_name() {
 #[test]
 fn without_a_release_a_proven_tpm_is_a_tpm() {
     let scene = scene();
-    let (judgement, baseline) =
-        judge(&scene.verifier, &scene.prover, &scene.evidence, None, None, &[]).unwrap();
+    let (judgement, baseline) = judge(
+        &scene.verifier,
+        &scene.prover,
+        &scene.evidence,
+        None,
+        None,
+        &Releases::default(),
+    )
+    .unwrap();
     assert_eq!(judgement, NodeAssurance::Tpm);
     assert!(
         baseline.pcrs.is_empty(),
         "the first boot with a release is what counts"
+    );
+}
+
+#[test]
+fn downgrade_to_an_older_genuine_image_is_old_and_leaves_what_is_recorded() {
+    let mut scene = scene();
+    let mut releases = releases();
+    releases.learn(list("2", &[("2", Digest::of(b"2"))]));
+    let judge = |scene: &Scene, known: Option<&Baseline>| {
+        judge(
+            &scene.verifier,
+            &scene.prover,
+            &scene.evidence,
+            known,
+            None,
+            &releases,
+        )
+        .unwrap()
+    };
+    let old = NodeAssurance::Old("1".into());
+    let (judgement, first) = judge(&scene, None);
+    assert_eq!(judgement, old);
+    assert!(first.pcrs.is_empty(), "an old release is no boot to compare with");
+    let update = |pcrs: &mut BTreeMap<u8, Digest>| {
+        pcrs.extend([(IMAGE, Digest::of(b"2")), (4, Digest::of(b"loader 2"))])
+    };
+    scene.boots(update);
+    let (judgement, updated) = judge(&scene, Some(&first));
+    assert_eq!(judgement, NodeAssurance::Trusted);
+    // The older image is put back, with its own boot loader.
+    scene.boots(|_| {});
+    let (judgement, kept) = judge(&scene, Some(&updated));
+    assert_eq!((judgement, &kept), (old, &updated));
+    scene.boots(|pcrs| drop(pcrs.insert(7, Digest::of(b"secure boot off"))));
+    assert_eq!(judge(&scene, Some(&updated)).0, NodeAssurance::Changed(vec![7]));
+    scene.boots(update);
+    assert_eq!(
+        judge(&scene, Some(&updated)),
+        (NodeAssurance::Trusted, updated.clone())
     );
 }
 

@@ -109,7 +109,7 @@ impl Cell {
             // What this version no longer takes was written by another one: it comes again from the others or not.
             let _ = desired.apply(change, envelope, now);
         }
-        let mut attestations = Attestations::new(persisted.baselines);
+        let mut attestations = Attestations::new(persisted.baselines, persisted.releases);
         attestations.connected(&config.me, now);
         let lease_ms = config
             .tuning

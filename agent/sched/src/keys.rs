@@ -7,37 +7,45 @@
 use crate::cell::Cell;
 use crate::gossip::FAN_OUT;
 use crate::model::{Command, OrderNews};
+use crate::releases::{Release, ReleaseNews};
 use crate::sync::MAX_LIST;
 use crate::wire::Message;
-use beemesh_ids::{Digest, PeerId};
-use beemesh_joinpack_format::{Acceptances, Envelope, KeyOrders};
+use beemesh_ids::PeerId;
+use beemesh_joinpack_format::{Envelope, ReleaseEntry, Standing};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Orders that are handed on, at most: of each of the two kinds as many as are held.
-pub const MAX_ORDERS: usize = 64;
+/// Standing orders that are handed on, at most: as many as are held.
+pub const MAX_ORDERS: usize = beemesh_joinpack_format::limits::STANDING;
 /// Longest order, in bytes.
 pub const MAX_ORDER: usize = 96 * 1024;
 
 impl OrderNews {
-    /// What `orders` and `acceptances` say.
-    pub fn of(orders: &KeyOrders, acceptances: &Acceptances) -> Self {
-        let digest = match acceptances.is_empty() {
-            true => orders.digest(),
-            false => {
-                let both = [orders.digest(), acceptances.digest()];
-                Digest::of(&both.map(|digest| *digest.as_bytes()).concat())
-            }
-        };
+    /// What `standing` says.
+    pub fn of(standing: &Standing) -> Self {
+        let digest = standing.digest();
         // 0 says that nothing is known.
         let short = digest.as_bytes().first_chunk().copied().unwrap_or_default();
-        let all = orders.envelopes().chain(acceptances.envelopes());
+        let releases = standing.releases.iter().next_back().map(|list| ReleaseNews {
+            id: list.id.clone(),
+            releases: list.releases.iter().map(Release::from).collect(),
+        });
         Self {
-            digest: match orders.is_empty() && acceptances.is_empty() {
+            digest: match standing.is_empty() {
                 true => 0,
                 false => u64::from_be_bytes(short).max(1),
             },
-            orders: all.map(Envelope::to_json).collect(),
-            accepted: acceptances.accepted(),
+            orders: standing.envelopes().map(Envelope::to_json).collect(),
+            accepted: standing.boots.accepted(),
+            releases,
+        }
+    }
+}
+
+impl From<&ReleaseEntry> for Release {
+    fn from(entry: &ReleaseEntry) -> Self {
+        Self {
+            version: entry.version.clone(),
+            pcr11: entry.pcr11,
         }
     }
 }
@@ -76,6 +84,9 @@ impl Cell {
         let is_news = self.order_digest != news.digest;
         self.order_digest = news.digest;
         self.on_accepted(news.accepted);
+        news.releases
+            .into_iter()
+            .for_each(|releases| self.on_releases(releases));
         self.orders = news
             .orders
             .into_iter()
@@ -256,7 +267,7 @@ mod tests {
         let news = OrderNews {
             digest: 7,
             orders: vec![b"order".to_vec()],
-            accepted: BTreeMap::new(),
+            ..OrderNews::default()
         };
         let commands = cell.step(Millis(5), Event::Orders(news.clone()));
         let order = Message::Order(b"order".to_vec()).encode().unwrap();

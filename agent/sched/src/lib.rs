@@ -17,6 +17,7 @@ mod membership;
 mod model;
 mod placement;
 mod reconcile;
+mod releases;
 mod rendezvous;
 pub mod revocation;
 pub mod roots;

@@ -2,7 +2,7 @@
 //!
 //! Types alone, no behaviour. Invariant: nothing here holds a handle to the world; all of it can be recorded.
 
-use crate::attestation::{Baseline, Release, Report};
+use crate::attestation::{Baseline, ReleaseNews, Releases, Report};
 use beemesh_agent_api::shim::{ContainerState, Phase};
 use beemesh_agent_api::view::Assurance;
 use beemesh_agent_api::{Change, WorkloadId, WorkloadSpec};
@@ -281,9 +281,8 @@ pub enum Event {
     /// The standing orders, verified: at the start and whenever others are known. From an operator, a stick, or after
     /// [`Command::VerifyOrder`].
     Orders(OrderNews),
-    /// The releases that the fabric's join packs name, at most [`crate::attestation::MAX_RELEASES`]; at the start and whenever
-    /// they differ.
-    Releases(Vec<Release>),
+    /// The releases that a join pack without a signed list names; at the start and whenever they differ.
+    Releases(ReleaseNews),
     /// What a member has answered to [`Command::Attest`], or why it has not.
     Attested {
         /// The member; may be this node itself.
@@ -321,7 +320,7 @@ pub struct RootNews {
     pub documents: Vec<Vec<u8>>,
 }
 
-/// All standing orders that say something: to rotate keys, and acceptances of what nodes boot.
+/// All standing orders that say something: to rotate keys, acceptances of what nodes boot, and the releases that count.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OrderNews {
     /// The same wherever the same orders are known; 0 where none is.
@@ -330,6 +329,8 @@ pub struct OrderNews {
     pub orders: Vec<Vec<u8>>,
     /// What nodes may boot from now on, by the acceptances among them.
     pub accepted: BTreeMap<PeerId, Registers>,
+    /// The newest list of releases among them.
+    pub releases: Option<ReleaseNews>,
 }
 
 /// What the driver must do, in this order.
@@ -440,6 +441,8 @@ pub enum Record {
     Member(PeerId, MemberInfo),
     /// How a member boots.
     Baseline(PeerId, Baseline),
+    /// Which OS releases count.
+    Releases(Releases),
 }
 
 /// What an arbiter promised about one ordinal.
@@ -473,12 +476,16 @@ pub struct Persisted {
     /// [`Record::Baseline`] by peer.
     #[serde(default)]
     pub baselines: Vec<(PeerId, Baseline)>,
+    /// [`Record::Releases`].
+    #[serde(default)]
+    pub releases: Releases,
 }
 
 impl Persisted {
     /// Folds one record in, replacing its predecessor.
     pub fn apply(&mut self, record: Record) {
         match record {
+            Record::Releases(releases) => self.releases = releases,
             Record::Boot(boot) => self.boot = self.boot.max(boot),
             Record::Grant(grant) => {
                 let same =

@@ -245,3 +245,61 @@ fn what_comes_after_an_acceptance_is_not_accepted_with_it() {
         assert_eq!(judged(&world, by, 2), "changed: PCR 0", "by {by}");
     }
 }
+
+/// An attacker puts an older genuine image back: the fabric has gone on to another release.
+#[test]
+fn downgrade_to_an_older_image_is_old_and_gets_no_pod_that_demands_trust() {
+    let mut world = world();
+    let newer = Digest::of(b"release 2");
+    world.list_release(0, 1, "1", release());
+    world.run(3 * FIRST_MS);
+    assert!(all_trust(&world, 2));
+    for n in 0..2 {
+        world.nodes[n].tpm.as_mut().unwrap().1.insert(11, newer);
+    }
+    // One node hears of the newer release, by a stick.
+    world.list_release(0, 2, "2", newer);
+    world.run(240_000);
+    for by in 0..3 {
+        assert_eq!(judged(&world, by, 2), "old: release 1", "by {by}");
+        assert_eq!(judged(&world, by, 1), "trusted", "by {by}");
+    }
+    assert!(world.saw("AssuranceChanged") >= 3);
+    world.change(2, secure(3));
+    world.run(8000);
+    assert_eq!(world.nodes[2].pods.len(), 0, "{}", world.describe());
+    assert_eq!(world.nodes[0].pods.len() + world.nodes[1].pods.len(), 3);
+}
+
+/// An attacker shows one box an older pack, which that box has never seen, and one that is joined by it alone.
+#[test]
+fn replay_of_an_older_pack_at_one_box_downgrades_nobodys_releases_and_its_own_are_repaired() {
+    let mut world = world();
+    let newer = Digest::of(b"release 2");
+    for n in 0..2 {
+        world.nodes[n].tpm.as_mut().unwrap().1.insert(11, newer);
+    }
+    world.list_release(0, 2, "2", newer);
+    world.run(240_000);
+    assert_eq!(judged(&world, 1, 2), "old: release 1");
+    world.list_release(1, 1, "1", release());
+    // As if by an older pack, apart from the others.
+    world.releases(1, &[release()]);
+    world.run(240_000);
+    for by in 0..3 {
+        assert_eq!(judged(&world, by, 2), "old: release 1", "by {by}");
+        assert_eq!(judged(&world, by, 0), "trusted", "by {by}");
+    }
+    // Over restarts of the agents too, with an older pack on their disks.
+    for n in 0..3 {
+        world.stop_agent(n);
+    }
+    for n in 0..3 {
+        world.boot(n);
+        world.releases(n, &[release()]);
+    }
+    world.run(240_000);
+    for by in 0..3 {
+        assert_eq!(judged(&world, by, 2), "old: release 1", "by {by}");
+    }
+}

@@ -2,7 +2,8 @@
 
 use beemesh_ids::{Digest, PeerId};
 use beemesh_joinpack_format::{
-    Acceptance, Envelope, Registers, Revocations, Role, RoleSpec, Root, RootChain, SecretKey, Timestamp,
+    Acceptance, Envelope, Registers, ReleaseEntry, ReleaseList, Revocations, Role, RoleSpec, Root, RootChain,
+    SecretKey, Timestamp,
 };
 use std::collections::BTreeMap;
 
@@ -44,6 +45,20 @@ impl Default for Authority {
 }
 
 impl Authority {
+    /// The list, of the pack with this number, that names one release.
+    pub fn list(&self, number: usize, version: &str, pcr11: Digest) -> Envelope {
+        let list = ReleaseList {
+            fabric: self.roots.fabric_id().clone(),
+            id: format!("01KDVKFD0000000000002{number:05}"),
+            issued: FOUNDED,
+            releases: vec![ReleaseEntry {
+                version: version.to_owned(),
+                pcr11,
+            }],
+        };
+        list.sign(&[&self.key]).unwrap()
+    }
+
     /// Accepts that a node boots like this.
     pub fn accept(&mut self, node: PeerId, registers: BTreeMap<u8, Digest>) -> Envelope {
         self.signed += 1;

@@ -18,7 +18,7 @@ use beemesh_agent_sched::{
 };
 use beemesh_firmware_measure::fake::FakeChip;
 use beemesh_ids::{Digest, PeerId};
-use beemesh_joinpack_format::{Acceptances, RevocationSet};
+use beemesh_joinpack_format::{RevocationSet, Standing};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -65,8 +65,8 @@ pub struct Node {
     refused: BTreeSet<PeerId>,
     /// What it knows to be revoked.
     pub revoked: RevocationSet,
-    /// What it knows to be accepted.
-    pub accepted: Acceptances,
+    /// The standing orders that it knows.
+    pub standing: Standing,
     /// Its chain of root documents: each begins with its number in four digits.
     pub roots: Vec<Vec<u8>>,
     /// Its TPM, and what its registers hold.
@@ -282,7 +282,7 @@ impl World {
             connected: BTreeSet::new(),
             refused: BTreeSet::new(),
             revoked: RevocationSet::default(),
-            accepted: Acceptances::default(),
+            standing: Standing::default(),
             roots: Vec::new(),
             tpm: None,
             silent: false,

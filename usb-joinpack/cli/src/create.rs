@@ -15,7 +15,8 @@ use beemesh_firmware_credential::EndorsementKey;
 use beemesh_ids::{Digest, DigestHasher, NodeName};
 use beemesh_joinpack_format::{
     Act, Admission, Envelope, ImageEntry, KEY_ORDER_PAYLOAD_TYPE, KeyOrder, MANIFEST_PAYLOAD_TYPE, Manifest,
-    PackVoucher, Refusal, SealedKey, SecretKey, StatePolicy, Timestamp, VOUCHER_PAYLOAD_TYPE, Voucher,
+    PackVoucher, RELEASE_LIST_PAYLOAD_TYPE, Refusal, ReleaseEntry, ReleaseList, SealedKey, SecretKey,
+    StatePolicy, Timestamp, VOUCHER_PAYLOAD_TYPE, Voucher,
 };
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -51,10 +52,14 @@ pub fn draft(fabric: &Fabric, plan: Plan, keys: &KeyArgs) -> Result<Draft, Failu
     let expires = issued.plus_seconds(plan.expires);
     // Older than the vouchers: who joins by this pack has a new key anyway.
     let order = chance::ulid(None)?;
-    let orders = match plan.rotate_keys {
+    let serial = fabric.next_serial()?.to_string();
+    let mut orders = match plan.rotate_keys {
         true => vec![rotate_keys(fabric, keys, order, issued)?],
         false => Vec::new(),
     };
+    if !plan.releases.is_empty() {
+        orders.push(release_list(fabric, &serial, issued, &plan.releases)?);
+    }
     let (mut vouchers, mut last) = (Vec::new(), order);
     for place in plan.nodes.iter().filter(|place| !place.asks()) {
         let (node, key) = (&place.entry.name, place.key.as_ref());
@@ -65,7 +70,7 @@ pub fn draft(fabric: &Fabric, plan: Plan, keys: &KeyArgs) -> Result<Draft, Failu
     let manifest = Manifest {
         format: 1,
         fabric: fabric.roots.fabric_id().clone(),
-        serial: fabric.next_serial()?.to_string(),
+        serial,
         issued,
         expires,
         roots: fabric.roots.envelopes().to_vec(),
@@ -116,6 +121,23 @@ fn rotate_keys(
         &payload,
         &fabric.keys_for(Act::RotateKeys, keys)?,
     )
+}
+
+/// The releases as members hand them on to each other.
+fn release_list(
+    fabric: &Fabric,
+    serial: &str,
+    issued: Timestamp,
+    releases: &[ReleaseEntry],
+) -> Result<Envelope, Failure> {
+    let list = ReleaseList {
+        fabric: fabric.roots.fabric_id().clone(),
+        id: serial.to_owned(),
+        issued,
+        releases: releases.to_vec(),
+    };
+    let payload = list.to_payload().map_err(as_input)?;
+    keyring::sign(RELEASE_LIST_PAYLOAD_TYPE, &payload, &fabric.enrolment)
 }
 
 /// `joinpack.json`: the manifest, signed by the fabric's enrolment keys.

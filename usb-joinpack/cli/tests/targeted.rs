@@ -309,6 +309,14 @@ fn releases_come_from_flags_and_from_the_file_and_are_signed_into_the_pack() {
     let expected =
         serde_json::json!([{"version": "0.1.0", "pcr11": old}, {"version": "0.2.0", "pcr11": new}]);
     assert_eq!(pack["releases"], expected);
+    // The same as a list that goes from member to member, as new as the pack.
+    let [list] = pack["orders"].as_array().unwrap().as_slice() else {
+        panic!("{}", pack["orders"])
+    };
+    let list = list["payload"].as_str().unwrap();
+    let list = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, list).unwrap();
+    let list: serde_json::Value = serde_json::from_slice(&list).unwrap();
+    assert_eq!((&list["releases"], &list["id"]), (&expected, &pack["serial"]));
     let shown = done(dir.path(), &["inspect", "released"]).out;
     assert!(shown.contains(&format!("0.2.0, PCR 11 {new}")), "{shown}");
     // A file that is none, and one of an image that was built before PCR 11 was predicted.

@@ -21,6 +21,7 @@ mod orders;
 mod pack;
 mod receipt;
 mod refusal;
+mod release_list;
 mod request;
 mod revocation;
 mod root;
@@ -45,13 +46,14 @@ pub use manifest::{
 };
 pub use membership::{Assurance, Member, Membership, REDEMPTION_PAYLOAD_TYPE, Redemption};
 pub use operator::OperatorContext;
-pub use orders::{Order, Orders};
+pub use orders::{Order, Orders, Standing};
 pub use pack::{Pack, Unverified, Verified};
 pub use receipt::{
     Outcome, Part, PartKind, Proof, RECEIPT_PAYLOAD_TYPE, Receipt, ReceiptMachine, TimeSource,
     surplus_receipts,
 };
 pub use refusal::Refusal;
+pub use release_list::{RELEASE_LIST_PAYLOAD_TYPE, ReleaseList, ReleaseLists};
 pub use request::{REQUEST_PAYLOAD_TYPE, Request, surplus_requests};
 pub use revocation::{REVOCATION_PAYLOAD_TYPE, RevocationSet, Revocations};
 pub use root::{ROOT_PAYLOAD_TYPE, Role, RoleKeys, RoleSpec, Root, RootChain};

@@ -8,8 +8,10 @@ pub const MANIFEST_LIMIT: usize = 4 * 1024 * 1024;
 pub const MEMBERSHIP_LIMIT: usize = 40 * 1024;
 /// Rotations in a membership credential: of a key that changes every three months, eight years.
 pub const ROTATIONS: usize = 32;
-/// Key orders in a manifest; key orders, and acceptances, held by a node: each says something that the newer ones do not.
+/// Standing orders in a manifest; key orders, and acceptances, held by a node: each says something that the newer ones do not.
 pub const ORDERS: usize = 32;
+/// Standing orders of all kinds: key orders, acceptances and one release list.
+pub const STANDING: usize = 2 * ORDERS + 1;
 /// Nodes in one acceptance: so many fit into [`DOCUMENT_LIMIT`] with ten registers each.
 pub const ACCEPTED: usize = 64;
 /// Registers of a TPM (TCG PC Client Platform TPM Profile, section 4.6.1).

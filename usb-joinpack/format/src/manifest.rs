@@ -4,9 +4,10 @@
 //! for whatever [`crate::Pack`] shows.
 
 use crate::refusal::clean;
+use crate::release_list::check_releases;
 use crate::validate::{
     check_cidr, check_escape, check_image_name, check_ip, check_label, check_mac, check_peer, check_serial,
-    check_ulid, check_version, payload,
+    check_ulid, distinct, payload,
 };
 use crate::{Act, Deed, Envelope, Refusal, Role, SecretKey, Timestamp, limits};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -55,7 +56,7 @@ pub struct Manifest {
     /// Revocation snapshots, at most [`limits::SNAPSHOTS`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub revocations: Vec<Envelope>,
-    /// Key orders, at most [`limits::ORDERS`].
+    /// Standing orders, at most [`limits::ORDERS`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub orders: Vec<Envelope>,
     /// A machine without a voucher in the pack may ask the peers, and an operator lets it in or not.
@@ -350,12 +351,8 @@ impl Manifest {
         bound("images", self.images.len(), limits::IMAGES)?;
         bound("blobs", self.blobs.len(), limits::BLOBS)?;
         bound("revocation snapshots", self.revocations.len(), limits::SNAPSHOTS)?;
-        bound("key orders", self.orders.len(), limits::ORDERS)?;
-        bound("releases", self.releases.len(), limits::RELEASES)?;
-        distinct("release", self.releases.iter().map(|release| &release.pcr11))?;
-        self.releases
-            .iter()
-            .try_for_each(|release| check_version(&release.version))?;
+        bound("standing orders", self.orders.len(), limits::ORDERS)?;
+        check_releases(&self.releases)?;
         check_ulid("serial", &self.serial)?;
         check_label("cell name", &self.cell)?;
         if self.expires <= self.issued {
@@ -477,18 +474,4 @@ fn bound(what: &'static str, count: usize, limit: usize) -> Result<(), Refusal> 
     } else {
         Ok(())
     }
-}
-
-fn distinct<T: Ord + ToString>(what: &'static str, values: impl Iterator<Item = T>) -> Result<(), Refusal> {
-    let mut seen = BTreeSet::new();
-    for value in values {
-        let text = value.to_string();
-        if !seen.insert(value) {
-            return Err(Refusal::Duplicate {
-                what,
-                value: clean(&text),
-            });
-        }
-    }
-    Ok(())
 }

@@ -3,7 +3,10 @@
 //! Reads no clock: an order is as new as its id. Invariant: [`Orders`] says the same whatever the order of arrival, and a replay
 //! says nothing new.
 
-use crate::{Deed, Envelope, Refusal, RootChain, Source, limits};
+use crate::{
+    ACCEPTANCE_PAYLOAD_TYPE, Acceptances, Deed, Envelope, KeyOrders, RELEASE_LIST_PAYLOAD_TYPE, Refusal,
+    ReleaseLists, RootChain, Source, limits,
+};
 use beemesh_ids::{Digest, DigestHasher, PeerId};
 
 /// A signed document about nodes, of which the newest that names a node counts for it.
@@ -84,7 +87,7 @@ impl<T: Order> Orders<T> {
     }
 
     /// The orders, the oldest first.
-    pub fn iter(&self) -> impl Iterator<Item = &T> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &T> {
         self.held.iter().map(|(order, _)| order)
     }
 
@@ -105,5 +108,64 @@ impl<T: Order> Orders<T> {
             hasher.update(format!("{}\n", order.id()).as_bytes());
         }
         hasher.finish()
+    }
+}
+
+/// Standing orders of every kind. They lie and travel together.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// To rotate keys.
+    pub keys: KeyOrders,
+    /// What nodes may boot.
+    pub boots: Acceptances,
+    /// Which releases there are.
+    pub releases: ReleaseLists,
+}
+
+impl Standing {
+    /// [`Orders::restore`] of every kind.
+    pub fn restore(envelopes: &[Envelope], roots: &RootChain) -> Self {
+        let mut standing = Self::default();
+        for envelope in envelopes.iter().take(limits::STANDING) {
+            let _ = standing.take(envelope, roots, Source::Member);
+        }
+        standing
+    }
+
+    /// [`Orders::take`] of the kind that the envelope says it is.
+    pub fn take(&mut self, envelope: &Envelope, roots: &RootChain, source: Source) -> Result<bool, Refusal> {
+        match envelope.payload_type() {
+            ACCEPTANCE_PAYLOAD_TYPE => self.boots.take(envelope, roots, source),
+            RELEASE_LIST_PAYLOAD_TYPE => self.releases.take(envelope, roots, source),
+            _ => self.keys.take(envelope, roots, source),
+        }
+    }
+
+    /// All of them, as they were signed; at most [`limits::STANDING`].
+    pub fn envelopes(&self) -> impl Iterator<Item = &Envelope> {
+        let keys = self.keys.envelopes();
+        keys.chain(self.boots.envelopes())
+            .chain(self.releases.envelopes())
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.boots.is_empty() && self.releases.is_empty()
+    }
+
+    /// Whether one with this id is held.
+    pub fn holds(&self, id: &str) -> bool {
+        self.keys.iter().any(|order| order.id() == id)
+            || self.boots.iter().any(|order| order.id() == id)
+            || self.releases.iter().any(|order| order.id() == id)
+    }
+
+    /// The same wherever the same orders are held.
+    pub fn digest(&self) -> Digest {
+        if self.boots.is_empty() && self.releases.is_empty() {
+            return self.keys.digest();
+        }
+        let all = [self.keys.digest(), self.boots.digest(), self.releases.digest()];
+        Digest::of(&all.map(|digest| *digest.as_bytes()).concat())
     }
 }

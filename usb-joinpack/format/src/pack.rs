@@ -8,7 +8,7 @@ use crate::manifest::{MANIFEST_PAYLOAD_TYPE, Manifest, PackVoucher};
 use crate::refusal::clean;
 use crate::validate::check_escape;
 use crate::{
-    Admission, Deed as _, Envelope, KeyOrders, Refusal, RevocationSet, Role, RootChain, Source, Timestamp,
+    Admission, Deed as _, Envelope, Refusal, RevocationSet, Role, RootChain, Source, Standing, Timestamp,
     Voucher, limits,
 };
 use beemesh_ids::{Digest, NodeName};
@@ -30,7 +30,7 @@ pub struct Verified {
     roots: RootChain,
     vouchers: Vec<Voucher>,
     revocations: RevocationSet,
-    orders: KeyOrders,
+    orders: Standing,
 }
 
 /// A join pack; `S` tells how far it can be believed.
@@ -118,7 +118,7 @@ impl Pack<Unverified> {
             // Who signed the pack vouches for what it holds, so a key that signed it may have expired since.
             revocations.take(envelope, &roots, Source::Member)?;
         }
-        let mut orders = KeyOrders::default();
+        let mut orders = Standing::default();
         for envelope in &manifest.orders {
             orders.take(envelope, &roots, Source::Member)?;
         }
@@ -156,8 +156,8 @@ impl Pack<Verified> {
         &self.state.revocations
     }
 
-    /// The key orders that the pack brings.
-    pub fn orders(&self) -> &KeyOrders {
+    /// The standing orders that the pack brings.
+    pub fn orders(&self) -> &Standing {
         &self.state.orders
     }
 

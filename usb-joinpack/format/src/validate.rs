@@ -67,6 +67,24 @@ where
     Ok(values.into_iter().collect())
 }
 
+/// Refuses what is there twice.
+pub(crate) fn distinct<T: Ord + ToString>(
+    what: &'static str,
+    values: impl Iterator<Item = T>,
+) -> Result<(), Refusal> {
+    let mut seen = BTreeSet::new();
+    for value in values {
+        let text = value.to_string();
+        if !seen.insert(value) {
+            return Err(Refusal::Duplicate {
+                what,
+                value: clean(&text),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// A machine's serial number: 1 to 64 printable ASCII characters, no space at its ends.
 pub(crate) fn check_serial(serial: &str) -> Result<(), Refusal> {
     let printable = serial.bytes().all(|b| (b' '..=b'~').contains(&b));

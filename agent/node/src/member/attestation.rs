@@ -8,7 +8,7 @@ use crate::attestation::Asking;
 use crate::rest::Refused;
 use beemesh_agent_api::boot::BootsView;
 use beemesh_agent_sched::Event;
-use beemesh_agent_sched::attestation::Release;
+use beemesh_agent_sched::attestation::{Release, ReleaseNews};
 use beemesh_ids::{Digest, PeerId};
 use beemesh_joinpack_format::{Acceptance, Envelope, Membership, Refusal, Source};
 use hyper::StatusCode;
@@ -94,13 +94,13 @@ impl Driver {
         }
     }
 
-    /// The releases that the newest join pack names.
+    /// The releases that the newest join pack names, in case that it brought no list of its own.
     pub(super) fn tell_releases(&mut self) {
-        let releases = self.joined.document.releases.iter().map(|release| Release {
-            version: release.version.clone(),
-            pcr11: release.pcr11,
-        });
-        let releases = releases.collect();
-        self.step(Event::Releases(releases));
+        let releases = self.joined.document.releases.iter().map(Release::from);
+        let news = ReleaseNews {
+            id: String::new(),
+            releases: releases.collect(),
+        };
+        self.step(Event::Releases(news));
     }
 }

@@ -39,9 +39,11 @@ pub(super) enum Done {
 impl Driver {
     /// Takes an order that a member handed on.
     pub(super) fn verify_order(&mut self, envelope: &[u8]) -> Option<Event> {
+        // A revoked key that a member hands on documents of signs nothing new either.
+        let roots = self.part.trust.judging(&self.joined);
         let taken = Envelope::parse(envelope, ORDER_LIMIT).and_then(|envelope| {
             let orders = &self.part.orders;
-            orders.take(&envelope, &self.joined.roots, Source::Member)
+            orders.take(&envelope, &roots, Source::Member)
         });
         match taken {
             Ok(true) => Some(Event::Orders(self.part.orders.news())),

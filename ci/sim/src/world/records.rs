@@ -2,12 +2,12 @@
 
 use super::World;
 use beemesh_agent_sched::attestation::{
-    Activation, Evidence, Release, Report, activation_proof, quote_nonce,
+    Activation, Evidence, Release, ReleaseNews, Report, activation_proof, quote_nonce,
 };
 use beemesh_agent_sched::{Event, OrderNews, RevocationNews, RootNews};
 use beemesh_firmware_measure::AttestationKey;
 use beemesh_ids::{Digest, PeerId};
-use beemesh_joinpack_format::{Envelope, KeyOrders, Source, limits};
+use beemesh_joinpack_format::{Envelope, Source, limits};
 
 impl World {
     /// An operator revokes a node at node `at`.
@@ -33,7 +33,7 @@ impl World {
         let signed = "only what was signed is handed on";
         let envelope = Envelope::parse(order, limits::ROOT_LIMIT).expect(signed);
         let taken = self.nodes[n]
-            .accepted
+            .standing
             .take(&envelope, &self.authority.roots, Source::Member);
         if taken.expect(signed) {
             let news = self.order_news(n);
@@ -42,7 +42,7 @@ impl World {
     }
 
     pub(super) fn order_news(&self, n: usize) -> OrderNews {
-        OrderNews::of(&KeyOrders::default(), &self.nodes[n].accepted)
+        OrderNews::of(&self.nodes[n].standing)
     }
 
     /// A node learns which releases there are.
@@ -51,7 +51,17 @@ impl World {
             version: "1".into(),
             pcr11: *pcr11,
         };
-        self.step(n, Event::Releases(pcr11.iter().map(release).collect()));
+        let news = ReleaseNews {
+            id: String::new(),
+            releases: pcr11.iter().map(release).collect(),
+        };
+        self.step(n, Event::Releases(news));
+    }
+
+    /// Node `at` is given a pack whose list, the `number`th that was signed, names one release.
+    pub fn list_release(&mut self, at: usize, number: usize, version: &str, pcr11: Digest) {
+        let list = self.authority.list(number, version, pcr11).to_json();
+        self.learn_order(at, &list);
     }
 
     /// What the TPM of `peer` answers to node `n`.
