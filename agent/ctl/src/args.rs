@@ -14,6 +14,9 @@ pub const NODE_VARIABLE: &str = "BMCTL_NODE";
 /// Environment variable that stands for `--context`.
 pub const CONTEXT_VARIABLE: &str = "BMCTL_CONTEXT";
 
+/// Environment variable that stands for `--key`.
+pub const KEY_VARIABLE: &str = "BMCTL_KEY";
+
 /// Heading of the flags that every command has, below those of its own.
 const EVERYWHERE: &str = "Options of every command";
 
@@ -25,6 +28,8 @@ Which node is asked:
 Who is asking:
   --context FILE, else $BMCTL_CONTEXT. The file is written by `joinpack fabric init`, holds the operator's
   secret key and must be readable by you alone (chmod 600). It is needed for --node and for every change.
+  --key pkcs11:token=LABEL;object=LABEL?module-path=LIBRARY&pin-source=file:PATH, else $BMCTL_KEY: a key that never
+  leaves its token. --context is the fabric's root.json then. The PIN is asked for, or from $BEEMESH_PKCS11_PIN.
 
 Examples:
   bmctl --node 192.168.1.21:7443 --context operator.json nodes
@@ -180,6 +185,9 @@ pub struct Global {
     /// Operator context: the fabric's root documents and your key [env: BMCTL_CONTEXT]
     #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "FILE")]
     pub context: Option<PathBuf>,
+    /// Your key on a token, as a PKCS#11 URI (RFC 7512) [env: BMCTL_KEY]
+    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "URI")]
+    pub key: Option<String>,
     /// How to print
     #[arg(short, long, global = true, help_heading = EVERYWHERE, value_name = "FORMAT", value_enum, default_value_t = Format::Table)]
     pub output: Format,

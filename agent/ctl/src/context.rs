@@ -1,16 +1,21 @@
 //! The operator context as a file: the format is `beemesh_joinpack_format::OperatorContext`, written by
-//! `joinpack fabric init`; here is who may read it, and what to do when it cannot be used.
+//! `joinpack fabric init`, or the root documents alone (`root.json`) beside a key on a token; here is who may read it, and what
+//! to do when it cannot be used.
 //!
 //! Invariant: an [`Operator`] that exists has a verified root chain and a key with the role `operator` in it. The mode is
 //! read from the opened file, so what is checked is what is read.
 
 use crate::failure::{Class, Failure};
-use beemesh_agent_api::network::{NETWORK_PAYLOAD_TYPE, NetworkChange};
-use beemesh_agent_api::record::{CHANGE_PAYLOAD_TYPE, Change};
+use beemesh_agent_identity::OperatorKey;
 use beemesh_ids::FabricId;
 use beemesh_joinpack_format::limits::OPERATOR_LIMIT;
-use beemesh_joinpack_format::{Envelope, KeyId, OperatorContext, Refusal, Role, RootChain, SecretKey};
+use beemesh_joinpack_format::{
+    Deed, Envelope, KeyId, OperatorContext, Refusal, Role, RootChain, SecretKey, SignError, Signer,
+};
+use beemesh_joinpack_token::{SCHEME, TokenError, TokenKey};
+use serde::Serialize;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::sync::Arc;
 use std::{fs::File, io, io::Read as _, io::Write as _, path::Path};
 
 /// Why a context cannot be used.
@@ -31,6 +36,15 @@ pub enum ContextError {
     /// Not an operator context, or its root documents do not verify.
     #[error("it cannot be used")]
     Content(#[source] Refusal),
+    /// Root documents without a key.
+    #[error("it holds root documents and no key")]
+    NoKey,
+    /// The reference to a key is none.
+    #[error("the key is not named by a PKCS#11 URI")]
+    NotAUri,
+    /// The key on the token cannot be used.
+    #[error("the key on the token cannot be used")]
+    Token(#[source] TokenError),
     /// A key without the role.
     #[error("its key {key} does not have the role `operator` in fabric {fabric}")]
     NotOperator {
@@ -46,7 +60,8 @@ impl ContextError {
     pub fn into_failure(self, path: &Path) -> Failure {
         let shown = path.display();
         let class = match self {
-            Self::NotOperator { .. } => Class::NotAuthorised,
+            Self::NotOperator { .. } | Self::Token(TokenError::Forbidden(_)) => Class::NotAuthorised,
+            Self::Token(TokenError::Failed { .. }) => Class::Failed,
             _ => Class::Invalid,
         };
         let hint = match self {
@@ -54,6 +69,11 @@ impl ContextError {
             Self::Read(_) => {
                 "give the file that `joinpack fabric init` wrote with --context or BMCTL_CONTEXT".to_owned()
             }
+            Self::NoKey => "name the key that goes with it: --key 'pkcs11:token=…;object=…'".to_owned(),
+            Self::NotAUri => {
+                "write --key 'pkcs11:token=LABEL;object=LABEL?module-path=LIBRARY' (RFC 7512)".to_owned()
+            }
+            Self::Token(_) => "see `bmctl --help` on keys on tokens".to_owned(),
             Self::NotOperator { .. } => {
                 "ask who holds the fabric's root keys to give this key the role".to_owned()
             }
@@ -68,19 +88,55 @@ impl ContextError {
     }
 }
 
+/// Why a document is not signed.
+#[derive(Debug, thiserror::Error)]
+pub enum CannotSign {
+    /// It cannot be written as JSON.
+    #[error("it cannot be written as JSON")]
+    Json(#[source] serde_json::Error),
+    /// No reader would take it.
+    #[error(transparent)]
+    Refusal(Refusal),
+    /// The token is gone or refuses.
+    #[error("the key did not sign")]
+    Key(#[source] SignError),
+}
+
+impl CannotSign {
+    /// The failure of the command that wanted to do `what`.
+    pub fn into_failure(self, what: impl Into<String>) -> Failure {
+        let class = match self {
+            Self::Refusal(_) => Class::Invalid,
+            Self::Json(_) | Self::Key(_) => Class::Failed,
+        };
+        Failure::new(class, what).because(self)
+    }
+}
+
 /// An operator of one fabric: its verified root chain, and a key with the role.
-#[derive(Debug)]
+#[derive(Clone)]
 pub struct Operator {
-    context: OperatorContext,
+    /// The secret that the file holds; it is written anew with longer chains.
+    secret: Option<SecretKey>,
+    key: OperatorKey,
     roots: RootChain,
 }
 
+/// What a context file holds.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Content<'a> {
+    Context(OperatorContext),
+    Roots(&'a [Envelope]),
+}
+
 impl Operator {
-    /// Reads the context at `path`.
+    /// Reads the context at `path`. `token` is the PKCS#11 URI of the operator's key (RFC 7512); it takes the place of the one in
+    /// the file, which may hold the root documents alone then.
     ///
     /// # Errors
     /// See [`ContextError`].
-    pub fn load(path: &Path) -> Result<Self, ContextError> {
+    pub fn load(path: &Path, token: Option<&str>) -> Result<Self, ContextError> {
         // Without waiting: a pipe would keep the caller until somebody writes into it.
         let flags = nix::fcntl::OFlag::O_NONBLOCK.bits();
         let file = File::options()
@@ -92,25 +148,31 @@ impl Operator {
         if !about.is_file() {
             return Err(ContextError::NotAFile);
         }
-        let mode = about.permissions().mode() & 0o7777;
-        if mode & 0o077 != 0 {
-            return Err(ContextError::Mode(mode));
-        }
         let mut text = Vec::new();
         // One byte more than the limit lets the parser refuse the size.
         file.take(OPERATOR_LIMIT as u64 + 1)
             .read_to_end(&mut text)
             .map_err(ContextError::Read)?;
-        let context = OperatorContext::parse(&text).map_err(ContextError::Content)?;
-        let roots = RootChain::bootstrap(&context.roots).map_err(ContextError::Content)?;
-        let key = context.key.public().key_id();
-        if roots.role(Role::Operator).key(&key).is_none() {
+        let (secret, documents) = parse(&text)?;
+        let mode = about.permissions().mode() & 0o7777;
+        if secret.is_some() && mode & 0o077 != 0 {
+            return Err(ContextError::Mode(mode));
+        }
+        let roots = RootChain::bootstrap(&documents).map_err(ContextError::Content)?;
+        let key: OperatorKey = match (token, &secret) {
+            (Some(uri), _) if !uri.starts_with(SCHEME) => return Err(ContextError::NotAUri),
+            (Some(uri), _) => Arc::new(TokenKey::open(uri).map_err(ContextError::Token)?),
+            (None, Some(secret)) => Arc::new(secret.clone()),
+            (None, None) => return Err(ContextError::NoKey),
+        };
+        let id = key.public().key_id();
+        if roots.role(Role::Operator).key(&id).is_none() {
             return Err(ContextError::NotOperator {
-                key,
+                key: id,
                 fabric: roots.fabric_id().clone(),
             });
         }
-        Ok(Self { context, roots })
+        Ok(Self { secret, key, roots })
     }
 
     /// The fabric that the operator belongs to.
@@ -118,9 +180,9 @@ impl Operator {
         self.roots.fabric_id().clone()
     }
 
-    /// The operator's secret key.
-    pub fn key(&self) -> &SecretKey {
-        &self.context.key
+    /// The operator's key, in memory or on a token.
+    pub fn key(&self) -> OperatorKey {
+        Arc::clone(&self.key)
     }
 
     /// The fabric's root chain.
@@ -132,42 +194,54 @@ impl Operator {
     ///
     /// # Errors
     /// See [`ContextError`]; the file is as before.
-    pub fn save_roots(mut self, path: &Path, roots: &RootChain) -> Result<u32, ContextError> {
+    pub fn save_roots(self, path: &Path, roots: &RootChain) -> Result<u32, ContextError> {
         let longer = self
             .roots
             .extend(roots.envelopes())
             .map_err(ContextError::Content)?;
         if longer.version() > self.roots.version() {
-            self.context.roots = longer.envelopes().to_vec();
-            let mut text = serde_json::to_vec_pretty(&self.context)
+            let roots = longer.envelopes();
+            let (content, mode) = match self.secret {
+                Some(key) => {
+                    let (version, roots) = (1, roots.to_vec());
+                    (Content::Context(OperatorContext { version, roots, key }), 0o600)
+                }
+                None => (Content::Roots(roots), 0o644),
+            };
+            let mut text = serde_json::to_vec_pretty(&content)
                 .map_err(|error| ContextError::Write(io::Error::other(error)))?;
             text.push(b'\n');
-            replace(path, &text).map_err(ContextError::Write)?;
+            replace(path, &text, mode).map_err(ContextError::Write)?;
         }
         Ok(longer.version())
     }
 
-    /// Signs a change of a node's network.
+    /// Signs a document, if readers would take it.
     ///
     /// # Errors
-    /// A change that cannot be written as JSON.
-    pub fn sign_network(&self, change: &NetworkChange) -> Result<Envelope, serde_json::Error> {
-        let payload = serde_json::to_vec(change)?;
-        Ok(Envelope::sign(NETWORK_PAYLOAD_TYPE, &payload, &[self.key()]))
-    }
-
-    /// Signs a change.
-    ///
-    /// # Errors
-    /// A change that cannot be written as JSON.
-    pub fn sign(&self, change: &Change) -> Result<Envelope, serde_json::Error> {
-        let payload = serde_json::to_vec(change)?;
-        Ok(Envelope::sign(CHANGE_PAYLOAD_TYPE, &payload, &[self.key()]))
+    /// See [`CannotSign`].
+    pub fn sign<T: Deed + Serialize>(&self, document: &T) -> Result<Envelope, CannotSign> {
+        let payload = serde_json::to_vec(document).map_err(CannotSign::Json)?;
+        T::read(&payload).map_err(CannotSign::Refusal)?;
+        let key: &dyn Signer = self.key.as_ref();
+        Envelope::sign_by(T::PAYLOAD_TYPE, &payload, &[key]).map_err(CannotSign::Key)
     }
 }
 
-/// Replaces a secret file whole.
-fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+/// The secret, if there is one, and the root documents.
+fn parse(text: &[u8]) -> Result<(Option<SecretKey>, Vec<Envelope>), ContextError> {
+    let is_array = text.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
+    if is_array && text.len() <= OPERATOR_LIMIT {
+        let roots = serde_json::from_slice(text);
+        let roots = roots.map_err(|error| ContextError::Read(io::Error::other(error)))?;
+        return Ok((None, roots));
+    }
+    let context = OperatorContext::parse(text).map_err(ContextError::Content)?;
+    Ok((Some(context.key), context.roots))
+}
+
+/// Replaces a file whole.
+fn replace(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".new-{}", std::process::id()));
     let staging = path.with_file_name(name);
@@ -175,7 +249,7 @@ fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
         let mut file = File::options()
             .write(true)
             .create_new(true)
-            .mode(0o600)
+            .mode(mode)
             .open(&staging)?;
         file.write_all(text)?;
         file.sync_all()?;

@@ -1,20 +1,29 @@
 //! What a run knows about where it asks and who it is: flags, then environment, then the agent's socket on this machine.
 //! It opens nothing before it is needed, so a dry run needs no node and a list over the socket no key.
 
-use crate::args::{CONTEXT_VARIABLE, DEFAULT_SOCKET, Global, NODE_VARIABLE};
+use crate::args::{CONTEXT_VARIABLE, DEFAULT_SOCKET, Global, KEY_VARIABLE, NODE_VARIABLE};
 use crate::client::{Client, DEFAULT_TIMEOUT, Endpoint, check_address};
 use crate::context::Operator;
 use crate::failure::{Class, Failure};
 use crate::output::note;
 use beemesh_joinpack_format::RootChain;
 use std::path::{Path, PathBuf};
-use std::{env, time::Duration};
+use std::{env, sync::OnceLock, time::Duration};
 
 pub(crate) struct Session {
     pub(crate) global: Global,
+    /// Once it was asked for: a token asks for its PIN once.
+    operator: OnceLock<Operator>,
 }
 
 impl Session {
+    pub(crate) fn new(global: Global) -> Self {
+        Self {
+            global,
+            operator: OnceLock::new(),
+        }
+    }
+
     /// A client of the chosen node; `patience` is the time-out where `--timeout` gives none.
     pub(crate) fn client_with(&self, patience: Duration) -> Result<Client, Failure> {
         let client = self.node()?;
@@ -27,8 +36,14 @@ impl Session {
 
     /// The operator, from `--context` or the environment.
     pub(crate) fn operator(&self) -> Result<Operator, Failure> {
+        if let Some(operator) = self.operator.get() {
+            return Ok(operator.clone());
+        }
         let path = self.context_path()?;
-        Operator::load(&path).map_err(|error| error.into_failure(&path))
+        let token = self.global.key.clone().or_else(|| from_environment(KEY_VARIABLE));
+        let operator = Operator::load(&path, token.as_deref());
+        let operator = operator.map_err(|error| error.into_failure(&path))?;
+        Ok(self.operator.get_or_init(|| operator).clone())
     }
 
     fn context_path(&self) -> Result<PathBuf, Failure> {
@@ -53,7 +68,7 @@ impl Session {
     /// Puts a longer chain into the operator's context.
     pub(crate) fn save_roots(&self, roots: &RootChain) -> Result<(), Failure> {
         let path = self.context_path()?;
-        let operator = Operator::load(&path).map_err(|error| error.into_failure(&path))?;
+        let operator = self.operator()?;
         let known = operator.roots().version();
         let saved = operator
             .save_roots(&path, roots)

@@ -3,14 +3,13 @@
 //! A node's certificate carries its membership in an extension, as libp2p's TLS does with its keys. Names and dates in
 //! certificates are not looked at: trust comes from the membership or the operator's role, and clocks are not trusted.
 
-use beemesh_joinpack_format::{Membership, PublicKey, SecretKey};
-use rcgen::{CertificateParams, CustomExtension, KeyPair, PKCS_ED25519};
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use beemesh_joinpack_format::{Membership, PublicKey, Signer};
+use rcgen::{CertificateParams, CustomExtension, PKCS_ED25519, PublicKeyData, SigningKey};
+use rustls::pki_types::CertificateDer;
 use x509_parser::{
     asn1_rs::{FromDer as _, OctetString, oid},
     certificate::X509Certificate,
 };
-use zeroize::{Zeroize as _, Zeroizing};
 
 /// The extension with the membership, as JSON in an octet string. Below libp2p's arc by analogy and not registered: only
 /// this software writes it and reads it, and it is not critical.
@@ -18,10 +17,30 @@ const MEMBERSHIP: [u64; 9] = [1, 3, 6, 1, 4, 1, 53594, 7400, 1];
 /// Longest certificate that is read: the longest membership and some room.
 const LIMIT: usize = 44 * 1024;
 
-/// A certificate, its key, and nothing else.
-pub(crate) struct Identity {
-    pub(crate) certificate: CertificateDer<'static>,
-    pub(crate) key: PrivatePkcs8KeyDer<'static>,
+/// Signs its own certificate.
+struct Subject<'a> {
+    signer: &'a dyn Signer,
+    public: PublicKey,
+}
+
+impl PublicKeyData for Subject<'_> {
+    fn der_bytes(&self) -> &[u8] {
+        self.public.as_bytes()
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        &PKCS_ED25519
+    }
+}
+
+impl SigningKey for Subject<'_> {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        // What the token says gets lost here; it says the same where its key signs something else.
+        let signature = self.signer.sign(message);
+        signature
+            .map(|signature| signature.to_vec())
+            .map_err(|_| rcgen::Error::RemoteKeyError)
+    }
 }
 
 /// What a certificate proves once the handshake has proven its key.
@@ -45,9 +64,15 @@ pub(crate) enum CertificateError {
     Signature,
 }
 
-pub(crate) fn make(secret: &SecretKey, membership: Option<&Membership>) -> Result<Identity, rcgen::Error> {
-    let key = PrivatePkcs8KeyDer::from(pkcs8(secret));
-    let pair = KeyPair::from_pkcs8_der_and_sign_algo(&key, &PKCS_ED25519)?;
+/// The certificate of a key, wherever that lies.
+pub(crate) fn make(
+    signer: &dyn Signer,
+    membership: Option<&Membership>,
+) -> Result<CertificateDer<'static>, rcgen::Error> {
+    let subject = Subject {
+        signer,
+        public: signer.public(),
+    };
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params
@@ -57,8 +82,7 @@ pub(crate) fn make(secret: &SecretKey, membership: Option<&Membership>) -> Resul
         let extension = CustomExtension::from_oid_content(&MEMBERSHIP, octet_string(&membership.to_bytes()));
         params.custom_extensions.push(extension);
     }
-    let certificate = params.self_signed(&pair)?.der().clone();
-    Ok(Identity { certificate, key })
+    Ok(params.self_signed(&subject)?.der().clone())
 }
 
 pub(crate) fn parse(der: &[u8]) -> Result<Shown, CertificateError> {
@@ -103,17 +127,6 @@ pub(crate) fn parse(der: &[u8]) -> Result<Shown, CertificateError> {
     Ok(Shown { key, membership })
 }
 
-/// RFC 8410, section 7: `PrivateKeyInfo` version 0 with the seed.
-fn pkcs8(secret: &SecretKey) -> Vec<u8> {
-    let mut seed = Zeroizing::new(secret.to_bytes());
-    let mut der = vec![
-        0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
-    ];
-    der.extend(seed.iter());
-    seed.zeroize();
-    der
-}
-
 /// DER (X.690, section 8.1.3.5) with a length of two bytes or less, as a membership has.
 fn octet_string(content: &[u8]) -> Vec<u8> {
     let mut der = vec![0x04];
@@ -132,6 +145,7 @@ fn octet_string(content: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use beemesh_joinpack_format::SecretKey;
     use proptest::prelude::*;
 
     fn key(seed: u8) -> SecretKey {
@@ -142,7 +156,7 @@ mod tests {
     fn a_certificate_shows_its_key() {
         let made = make(&key(1), None).unwrap();
         assert_eq!(
-            parse(&made.certificate),
+            parse(&made),
             Ok(Shown {
                 key: key(1).public(),
                 membership: None
@@ -152,17 +166,17 @@ mod tests {
 
     #[test]
     fn a_certificate_signed_with_another_key_type_or_altered_is_refused() {
-        let pair = KeyPair::generate().unwrap();
+        let pair = rcgen::KeyPair::generate().unwrap();
         let other = CertificateParams::default().self_signed(&pair).unwrap();
         assert_eq!(parse(other.der()), Err(CertificateError::KeyType));
         let made = make(&key(1), None).unwrap();
         // The last bytes are the signature.
-        let mut altered = made.certificate.to_vec();
+        let mut altered = made.to_vec();
         let last = altered.len() - 1;
         altered[last] ^= 1;
         assert_eq!(parse(&altered), Err(CertificateError::Signature));
         assert_eq!(parse(&vec![0; LIMIT + 1]), Err(CertificateError::TooLong));
-        let mut longer = made.certificate.to_vec();
+        let mut longer = made.to_vec();
         longer.push(0);
         assert_eq!(parse(&longer), Err(CertificateError::Malformed));
     }
@@ -175,7 +189,7 @@ mod tests {
 
         #[test]
         fn no_flipped_bit_changes_what_is_shown(at in 0usize..3000) {
-            let made = make(&key(1), None).unwrap().certificate.to_vec();
+            let made = make(&key(1), None).unwrap().to_vec();
             let shown = parse(&made).unwrap();
             let mut altered = made.clone();
             let bit = at % (made.len() * 8);

@@ -21,7 +21,7 @@ pub use node_key::{KeyError, NewKey, NodeKey, SealedKey};
 pub use ratchet::{KeyRatchet, KeyRefusal, OVERLAP_MS};
 pub use revocation::{ADMISSION_AGE, Moment, RevocationDocument, Revoked, SharedRevocations};
 pub use roster::{AdmissionRefusal, Clock, MEMBERS, MembershipAdmission, Quarantine, Roster};
-pub use tls::{TlsError, client_config, member_of, operator_of, server_config};
+pub use tls::{OperatorKey, TlsError, client_config, member_of, operator_of, server_config};
 
 use beemesh_joinpack_format::RootChain;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};

@@ -5,10 +5,10 @@
 
 use crate::{NodeKey, SharedRoots, certificate, read};
 use beemesh_ids::PeerId;
-use beemesh_joinpack_format::{Act, KeyId, Member, Membership, Refusal, RootChain, SecretKey};
+use beemesh_joinpack_format::{Act, KeyId, Member, Membership, Refusal, RootChain, Signer};
 use rustls::{
     CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, DistinguishedName, Error,
-    OtherError, PeerIncompatible, ServerConfig, ServerConnection, SignatureScheme,
+    OtherError, PeerIncompatible, ServerConfig, ServerConnection, SignatureAlgorithm, SignatureScheme,
     client::{
         Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -19,9 +19,54 @@ use rustls::{
         NoServerSessionStorage,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
+    sign::{CertifiedKey, SigningKey, SingleCertAndKey},
     version::TLS13,
 };
+use std::fmt;
 use std::sync::{Arc, RwLock};
+
+/// A key that signs handshakes: in memory, or on a token.
+pub type OperatorKey = Arc<dyn Signer + Send + Sync>;
+
+/// A key as rustls uses one.
+struct Hand(OperatorKey);
+
+impl fmt::Debug for Hand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Hand(of {:?})", self.0.public())
+    }
+}
+
+impl SigningKey for Hand {
+    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn rustls::sign::Signer>> {
+        let own = offered.contains(&SignatureScheme::ED25519);
+        own.then(|| Box::new(Self(Arc::clone(&self.0))) as Box<dyn rustls::sign::Signer>)
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        SignatureAlgorithm::ED25519
+    }
+}
+
+impl rustls::sign::Signer for Hand {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
+        let signature = self.0.sign(message);
+        signature
+            .map(|signature| signature.to_vec())
+            .map_err(|error| Error::General(format!("the key did not sign: {error}")))
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        SignatureScheme::ED25519
+    }
+}
+
+/// What one side shows.
+fn identity(key: OperatorKey, membership: Option<&Membership>) -> Result<Arc<SingleCertAndKey>, TlsError> {
+    let own = certificate::make(key.as_ref(), membership).map_err(TlsError::Certificate)?;
+    let own = CertifiedKey::new(vec![own], Arc::new(Hand(key)));
+    Ok(Arc::new(own.into()))
+}
 
 /// Why there is no TLS configuration.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +108,7 @@ pub fn server_config(
     membership: &Membership,
     roots: SharedRoots,
 ) -> Result<ServerConfig, TlsError> {
-    let own = certificate::make(key.secret_key(), Some(membership)).map_err(TlsError::Certificate)?;
+    let own = identity(Arc::new(key.secret_key().clone()), Some(membership))?;
     let provider = provider();
     let verifier = Verifier {
         roots,
@@ -73,8 +118,7 @@ pub fn server_config(
         .with_protocol_versions(&[&TLS13])
         .map_err(TlsError::Tls)?
         .with_client_cert_verifier(Arc::new(verifier))
-        .with_single_cert(vec![own.certificate], own.key.into())
-        .map_err(TlsError::Tls)?;
+        .with_cert_resolver(own);
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)
@@ -84,7 +128,7 @@ pub fn server_config(
 ///
 /// # Errors
 /// The certificate cannot be made, or is not taken by TLS.
-pub fn client_config(operator: Option<&SecretKey>, roots: RootChain) -> Result<ClientConfig, TlsError> {
+pub fn client_config(operator: Option<OperatorKey>, roots: RootChain) -> Result<ClientConfig, TlsError> {
     let provider = provider();
     let verifier = Verifier {
         roots: Arc::new(RwLock::new(roots)),
@@ -97,12 +141,7 @@ pub fn client_config(operator: Option<&SecretKey>, roots: RootChain) -> Result<C
         .with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match operator {
         None => builder.with_no_client_auth(),
-        Some(secret) => {
-            let own = certificate::make(secret, None).map_err(TlsError::Certificate)?;
-            builder
-                .with_client_auth_cert(vec![own.certificate], own.key.into())
-                .map_err(TlsError::Tls)?
-        }
+        Some(key) => builder.with_client_cert_resolver(identity(key, None)?),
     };
     config.resumption = Resumption::disabled();
     config.enable_sni = false;

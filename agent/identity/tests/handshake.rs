@@ -142,7 +142,7 @@ async fn meet(server: rustls::ServerConfig, client: rustls::ClientConfig, fabric
 async fn an_operator_and_a_member_know_each_other() {
     let (fabric, key) = (Fabric::new(1), node_key(1));
     let server = server_config(&key, &fabric.membership(&key, 1), fabric.shared()).unwrap();
-    let client = client_config(Some(&fabric.operator), fabric.roots.clone()).unwrap();
+    let client = client_config(Some(Arc::new(fabric.operator.clone())), fabric.roots.clone()).unwrap();
     let met = meet(server, client, &fabric).await;
     assert_eq!(met.by_server.unwrap(), Some(fabric.operator.public().key_id()));
     assert_eq!(met.by_client.unwrap(), Some(fabric.member(&key, 1)));
@@ -172,7 +172,7 @@ async fn a_client_with_an_unknown_key_is_refused() {
         fabric.root_key.clone(),
     ] {
         let server = server_config(&key, &fabric.membership(&key, 1), fabric.shared()).unwrap();
-        let client = client_config(Some(&unknown), fabric.roots.clone()).unwrap();
+        let client = client_config(Some(Arc::new(unknown.clone())), fabric.roots.clone()).unwrap();
         let met = meet(server, client, &fabric).await;
         let reason = met.by_server.unwrap_err();
         assert!(
@@ -191,7 +191,7 @@ async fn a_server_that_is_no_member_is_refused() {
     let stolen = fabric.membership(&node_key(2), 2);
     for membership in [foreign, stolen] {
         let server = server_config(&key, &membership, fabric.shared()).unwrap();
-        let client = client_config(Some(&fabric.operator), fabric.roots.clone()).unwrap();
+        let client = client_config(Some(Arc::new(fabric.operator.clone())), fabric.roots.clone()).unwrap();
         let met = meet(server, client, &fabric).await;
         let reason = met.by_client.unwrap_err();
         assert!(
@@ -297,7 +297,7 @@ async fn an_operator_whose_key_is_rotated_out_is_refused_by_a_running_server() {
         .unwrap();
     *shared.write().unwrap() = next.clone();
 
-    let old = client_config(Some(&fabric.operator), fabric.roots.clone()).unwrap();
+    let old = client_config(Some(Arc::new(fabric.operator.clone())), fabric.roots.clone()).unwrap();
     let met = meet(server.clone(), old, &fabric).await;
     assert!(met.by_server.is_err() && met.by_client.is_err());
 

@@ -19,6 +19,7 @@ const HEIGHT: &[(&str, u8)] = &[
     ("beemesh-usb-joinpack-format", 1),
     ("beemesh-agent-api", 2),
     ("beemesh-agent-sched", 3),
+    ("beemesh-usb-joinpack-token", 2),
     ("beemesh-sys", 2),
     ("beemesh-firmware-credential", 2),
     ("beemesh-firmware-tpm", 3),
@@ -76,7 +77,7 @@ const SINGLE_OWNER: &[(&str, &[&str])] = &[
     ("libp2p", &["beemesh-agent-fabric"]),
     ("libcontainer", &["beemesh-agent-shim"]),
     ("tss-esapi", &["beemesh-firmware-tpm"]),
-    ("cryptoki", &["beemesh-usb-joinpack-cli"]),
+    ("cryptoki", &["beemesh-usb-joinpack-token"]),
     ("zbus", &["beemesh-init-control"]),
 ];
 

@@ -1,6 +1,7 @@
 //! How a command ends badly, and with which exit code. Prints nothing.
 
 use beemesh_joinpack_format::Refusal;
+use beemesh_joinpack_token::TokenError;
 
 /// Why a command did not do what was asked.
 #[derive(Debug)]
@@ -49,6 +50,16 @@ impl std::fmt::Display for Failure {
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
+    }
+}
+
+impl From<TokenError> for Failure {
+    fn from(error: TokenError) -> Self {
+        match error {
+            TokenError::Invalid(_) => Self::Invalid(error.into()),
+            TokenError::Forbidden(_) => Self::Forbidden(error.into()),
+            TokenError::Failed { .. } => Self::Failed(error.into()),
+        }
     }
 }
 

@@ -4,9 +4,9 @@
 
 use crate::fabric::{KeyFile, read_json, refuse_shared};
 use crate::failure::{Failure, invalid};
-use crate::token::{SCHEME, TokenKey};
 use anyhow::{Context as _, anyhow};
 use beemesh_joinpack_format::{Envelope, KeyId, OperatorContext, Signer};
+use beemesh_joinpack_token::{SCHEME, TokenKey};
 use std::fs;
 use std::path::Path;
 use std::rc::Rc;

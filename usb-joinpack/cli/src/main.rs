@@ -21,7 +21,6 @@ mod role;
 mod show;
 mod slice;
 mod succession;
-mod token;
 mod vendor;
 mod write;
 

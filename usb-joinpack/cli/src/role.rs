@@ -9,11 +9,11 @@ use crate::failure::{Failure, invalid};
 use crate::keyring::{self, Key, KeyArgs};
 use crate::show::{self, Form};
 use crate::succession::{self, Change, name};
-use crate::token::SCHEME;
 use beemesh_joinpack_format::{
     Grant, KeyId, KeyLimits, PublicKey, ROOT_PAYLOAD_TYPE, Role, Root, RootChain, SecretKey, Timestamp,
     scope_in_words,
 };
+use beemesh_joinpack_token::SCHEME;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::collections::BTreeSet;

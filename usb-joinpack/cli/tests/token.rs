@@ -3,98 +3,27 @@
 
 mod bench;
 
+use beemesh_joinpack_token::softhsm::{PIN, SoftHsm};
 use bench::BINARY;
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-use std::process::{Command, Stdio};
-
-const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
-const PIN: &str = "48230917";
 
 /// A token with these Ed25519 keys.
 struct Token {
     dir: tempfile::TempDir,
+    safe: SoftHsm,
 }
 
 impl Token {
     fn new(keys: &[&str]) -> Self {
-        assert!(
-            Path::new(MODULE).exists(),
-            "`{MODULE}` is missing: run `cargo xtask setup`"
-        );
         let dir = tempfile::tempdir().unwrap();
-        let tokens = dir.path().join("tokens");
-        fs::create_dir(&tokens).unwrap();
-        let config = format!(
-            "directories.tokendir = {}\nobjectstore.backend = file\n",
-            tokens.display()
-        );
-        fs::write(dir.path().join("softhsm2.conf"), config).unwrap();
-        let token = Self { dir };
-        token.run(
-            "softhsm2-util",
-            &[
-                "--init-token",
-                "--free",
-                "--label",
-                "safe",
-                "--pin",
-                PIN,
-                "--so-pin",
-                "12345678",
-            ],
-        );
-        for (n, label) in (1..).zip(keys) {
-            let id = format!("{n:02}");
-            let make = [
-                "--module",
-                MODULE,
-                "--token-label",
-                "safe",
-                "--login",
-                "--pin",
-                PIN,
-                "--keypairgen",
-                "--key-type",
-                "EC:edwards25519",
-                "--label",
-                label,
-                "--id",
-                &id,
-            ];
-            token.run("pkcs11-tool", &make);
-        }
-        token
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command
-            .current_dir(self.dir.path())
-            .env("SOFTHSM2_CONF", self.dir.path().join("softhsm2.conf"))
-            .env("BEEMESH_PKCS11_MODULE", MODULE)
-            .env_remove("BEEMESH_PKCS11_PIN")
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn run(&self, program: &str, arguments: &[&str]) {
-        let run = self
-            .command(program)
-            .args(arguments)
-            .output()
-            .expect("run `cargo xtask setup`");
-        assert!(
-            run.status.success(),
-            "{program}: {}",
-            String::from_utf8_lossy(&run.stderr)
-        );
+        let safe = SoftHsm::new(dir.path(), keys);
+        Self { dir, safe }
     }
 
     fn joinpack(&self, pin: bool, arguments: &[&str]) -> bench::Run {
-        let mut command = self.command(BINARY);
+        let mut command = self.safe.command(BINARY);
         if pin {
             command.env("BEEMESH_PKCS11_PIN", PIN);
         }
@@ -132,7 +61,7 @@ impl Token {
 }
 
 fn uri(label: &str) -> String {
-    format!("pkcs11:token=safe;object={label}")
+    SoftHsm::uri(label)
 }
 
 #[test]

@@ -122,9 +122,9 @@ pub(super) async fn accept(session: &Session, node: &str, how: How) -> Result<()
         reason: how.reason,
         nodes: with_standing(&known, boot),
     };
-    let envelope = acceptance
-        .sign(&[operator.key()])
-        .map_err(|refusal| Failure::new(Class::Invalid, WHAT).because(refusal))?;
+    let envelope = operator
+        .sign(&acceptance)
+        .map_err(|error| error.into_failure(WHAT))?;
     if !how.dry_run {
         let sent = client.submit_acceptance(envelope.to_json()).await;
         sent.map_err(|error| error.into_failure(WHAT))?;

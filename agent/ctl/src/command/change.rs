@@ -131,7 +131,7 @@ fn sign_all(
         };
         let envelope = operator
             .sign(&change)
-            .map_err(|error| Failure::new(Class::Failed, &what).because(error))?;
+            .map_err(|error| error.into_failure(&what))?;
         signed.push(Signed { change, envelope });
     }
     Ok(signed)

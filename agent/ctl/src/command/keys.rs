@@ -113,9 +113,7 @@ pub(super) async fn rotate(session: &Session, targets: &[String], how: How) -> R
         issued: Timestamp(i64::try_from(now.as_secs()).unwrap_or(i64::MAX)),
         nodes,
     };
-    let envelope = order
-        .sign(&[operator.key()])
-        .map_err(|refusal| Failure::new(Class::Invalid, WHAT).because(refusal))?;
+    let envelope = operator.sign(&order).map_err(|error| error.into_failure(WHAT))?;
     if how.dry_run {
         let signed = Signed {
             order: &order,

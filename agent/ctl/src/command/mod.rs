@@ -28,7 +28,7 @@ const LONG: Duration = Duration::from_secs(600);
 /// # Errors
 /// What could not be done, with its class.
 pub async fn run(line: Bmctl) -> Result<u8, Failure> {
-    let session = Session { global: line.global };
+    let session = Session::new(line.global);
     let of_a_node = match &line.command {
         Command::Logs { pod, .. } => pod.is_none(),
         command => matches!(command, Command::Dmesg { .. }),

@@ -119,8 +119,8 @@ async fn send(
         node: node.clone(),
         action,
     };
-    let envelope = operator.sign_network(&change);
-    let envelope = envelope.map_err(|error| Failure::new(Class::Failed, what).because(error))?;
+    let envelope = operator.sign(&change);
+    let envelope = envelope.map_err(|error| error.into_failure(what))?;
     let outcome = |result| Outcome {
         node,
         trial,

@@ -5,6 +5,7 @@
 
 use crate::args::Format;
 use crate::client::Client;
+use crate::context::CannotSign;
 use crate::failure::{Class, Failure};
 use crate::output::{note, print, render_document, render_list};
 use crate::session::Session;
@@ -12,9 +13,7 @@ use crate::table;
 use beemesh_agent_api::petition::{PetitionState, PetitionView};
 use beemesh_agent_api::view::Assurance;
 use beemesh_ids::NodeName;
-use beemesh_joinpack_format::{
-    Admission, ApprovalCode, Denial, Envelope, PublicKey, Refusal, Timestamp, Voucher,
-};
+use beemesh_joinpack_format::{Admission, ApprovalCode, Denial, Envelope, PublicKey, Timestamp, Voucher};
 use serde::Serialize;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -111,7 +110,7 @@ pub(super) async fn approve(
         admission: Admission::Approved,
         ek: None,
     };
-    let signed = voucher.sign(&[operator.key()]);
+    let signed = operator.sign(&voucher);
     send(session, &client, &voucher, signed, dry_run, &what, |result| {
         Outcome {
             result,
@@ -132,7 +131,7 @@ pub(super) async fn deny(session: &Session, code: &ApprovalCode, dry_run: bool) 
         peer_id: machine.peer_id,
         issued: now(),
     };
-    let signed = denial.sign(&[operator.key()]);
+    let signed = operator.sign(&denial);
     send(session, &client, &denial, signed, dry_run, &what, |result| {
         Outcome {
             result,
@@ -181,12 +180,12 @@ async fn send<T: Serialize>(
     session: &Session,
     client: &Client,
     document: &T,
-    signed: Result<Envelope, Refusal>,
+    signed: Result<Envelope, CannotSign>,
     dry_run: bool,
     what: &str,
     outcome: impl FnOnce(&'static str) -> Outcome,
 ) -> Result<(), Failure> {
-    let envelope = signed.map_err(|refusal| Failure::new(Class::Invalid, what).because(refusal))?;
+    let envelope = signed.map_err(|error| error.into_failure(what))?;
     let format = session.global.output;
     let words = |outcome: &Outcome| match &outcome.node {
         Some(node) => format!("{} is let in as {node}\n", outcome.code),

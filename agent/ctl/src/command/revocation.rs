@@ -116,9 +116,9 @@ pub(super) async fn revoke(session: &Session, targets: &[String], dry_run: bool)
             }
         }
     }
-    let envelope = snapshot
-        .sign(&[operator.key()])
-        .map_err(|refusal| Failure::new(Class::Invalid, WHAT).because(refusal))?;
+    let envelope = operator
+        .sign(&snapshot)
+        .map_err(|error| error.into_failure(WHAT))?;
     send(session, &client, &[(envelope, snapshot)], dry_run).await
 }
 

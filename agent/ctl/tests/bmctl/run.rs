@@ -3,8 +3,8 @@
 use beemesh_agent_identity::NodeKey;
 use beemesh_firmware_tpm::FakeTpm;
 use beemesh_joinpack_format::{
-    Admission, Assurance, Envelope, Membership, OperatorContext, Role, RoleSpec, Root, RootChain, SecretKey,
-    Timestamp, Voucher,
+    Admission, Assurance, Envelope, Membership, OperatorContext, PublicKey, Role, RoleSpec, Root, RootChain,
+    SecretKey, Timestamp, Voucher,
 };
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -72,7 +72,7 @@ impl Fabric {
     /// Another seed makes another fabric.
     pub fn of_seed(seed: u8) -> Self {
         let key = SecretKey::from_bytes([seed; 32]);
-        let roots = vec![root(&key, &key, 1)];
+        let roots = vec![root(&key, key.public(), 1)];
         let fabric = Self {
             folder: tempfile::tempdir().unwrap(),
             key,
@@ -88,7 +88,14 @@ impl Fabric {
 
     /// The chain after the role `operator` went to another key.
     pub fn chain_with_operator(&self, operator: &SecretKey) -> RootChain {
-        self.chain().extend(&[root(&self.key, operator, 2)]).unwrap()
+        self.chain()
+            .extend(&[root(&self.key, operator.public(), 2)])
+            .unwrap()
+    }
+
+    /// From now on the role `operator` is another key's.
+    pub fn hand_over_to(&mut self, operator: PublicKey) {
+        self.roots.push(root(&self.key, operator, 2));
     }
 
     /// The key and the credential of a member.
@@ -141,13 +148,17 @@ impl Fabric {
 
 const NOW: Timestamp = Timestamp(1_767_323_045);
 
-fn root(key: &SecretKey, operator: &SecretKey, version: u32) -> Envelope {
+fn root(key: &SecretKey, operator: PublicKey, version: u32) -> Envelope {
     let role = |role| {
-        let key = if role == Role::Operator { operator } else { key };
+        let key = if role == Role::Operator {
+            operator
+        } else {
+            key.public()
+        };
         (
             role,
             RoleSpec {
-                keyids: vec![key.public().key_id()],
+                keyids: vec![key.key_id()],
                 threshold: 1,
                 ..RoleSpec::default()
             },
@@ -157,9 +168,7 @@ fn root(key: &SecretKey, operator: &SecretKey, version: u32) -> Envelope {
         fabric_name: "shop".into(),
         version,
         issued: NOW,
-        keys: [key, operator]
-            .map(|key| (key.public().key_id(), key.public()))
-            .into(),
+        keys: [key.public(), operator].map(|key| (key.key_id(), key)).into(),
         roles: Role::ALL.map(role).into(),
         nonce: "00112233445566778899aabbccddeeff".into(),
     };

@@ -7,7 +7,8 @@ use beemesh_agent_api::view::NodeView;
 use beemesh_agent_ctl::client::{Client, ClientError, Endpoint};
 use beemesh_agent_ctl::context::Operator;
 use beemesh_agent_ctl::failure::Class;
-use beemesh_joinpack_format::{RootChain, SecretKey};
+use beemesh_joinpack_format::{Acceptance, Envelope, RootChain, SecretKey, Source};
+use beemesh_joinpack_token::softhsm::{PIN, SoftHsm};
 use rcgen::{CertifiedKey, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -162,7 +163,7 @@ fn an_operator_reaches_a_member_of_its_fabric() {
 async fn other_tools_reach_it_through_the_library() {
     let fabric = Fabric::new();
     let at = member(&fabric, fabric.chain());
-    let operator = Operator::load(fabric.context().as_ref()).unwrap();
+    let operator = Operator::load(fabric.context().as_ref(), None).unwrap();
     let client = Client::for_operator(at.socket(), &operator).unwrap();
     assert_eq!(client.nodes().await.unwrap(), views::nodes());
 }
@@ -189,4 +190,116 @@ fn an_operator_whose_role_went_to_another_key_is_not_authorised() {
     let ran = nodes(&at, &fabric.context());
     assert_eq!((ran.code, ran.stdout.as_str()), (3, ""), "{ran:?}");
     assert!(at.seen().is_empty());
+}
+
+/// A fabric whose operator's key is on a token, and the file with its root documents.
+fn on_a_token() -> (Fabric, SoftHsm, String) {
+    let mut fabric = Fabric::new();
+    let safe = SoftHsm::new(fabric.folder.path(), &["operator", "another"]);
+    fabric.hand_over_to(safe.public("operator"));
+    let roots = serde_json::to_vec(&fabric.roots).unwrap();
+    let roots = fabric.write("root.json", &roots).to_str().unwrap().to_owned();
+    (fabric, safe, roots)
+}
+
+fn with_token(safe: &SoftHsm, pin: Option<&str>, args: &[&str]) -> Ran {
+    let mut command = safe.command(env!("CARGO_BIN_EXE_bmctl"));
+    if let Some(pin) = pin {
+        command.env("BEEMESH_PKCS11_PIN", pin);
+    }
+    command.args(args);
+    run(command)
+}
+
+#[test]
+fn operators_key_on_a_token_opens_the_connection_and_signs() {
+    let (fabric, safe, roots) = on_a_token();
+    let at = member(&fabric, fabric.chain());
+    let key = SoftHsm::uri("operator");
+    let line = ["--node", at.socket(), "--context", &roots, "--key", &key];
+    let ran = with_token(&safe, Some(PIN), &[&line[..], &["nodes", "-o", "json"]].concat());
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:?}");
+    let shown: Vec<NodeView> = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(shown, views::nodes());
+    let ran = with_token(
+        &safe,
+        Some(PIN),
+        &[&line[..], &["delete", "deployment/web"]].concat(),
+    );
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let seen = at.seen();
+    let change = Envelope::parse(&seen.last().unwrap().body, 1 << 20).unwrap();
+    let verified = fabric
+        .chain()
+        .accept::<beemesh_agent_api::record::Change>(&change, Source::Person);
+    assert_eq!(verified.unwrap().workload.name, "web");
+    assert!(
+        fabric
+            .chain()
+            .accept::<Acceptance>(&change, Source::Person)
+            .is_err()
+    );
+}
+
+#[test]
+fn token_that_does_not_serve_is_said_in_words_and_nothing_is_sent() {
+    let (fabric, safe, roots) = on_a_token();
+    let at = member(&fabric, fabric.chain());
+    let refused = |pin: Option<&str>, context: &str, key: Option<&str>, code: i32, word: &str| {
+        let mut line = vec![
+            "--node",
+            at.socket(),
+            "--context",
+            context,
+            "delete",
+            "deployment/web",
+        ];
+        line.extend(key.iter().flat_map(|key| ["--key", key]));
+        let ran = with_token(&safe, pin, &line);
+        assert_eq!(ran.code, code, "{ran:?}");
+        assert!(ran.stderr.contains(word), "{word}: {}", ran.stderr);
+    };
+    let (operator, another) = (SoftHsm::uri("operator"), SoftHsm::uri("another"));
+    refused(
+        Some("0000"),
+        &roots,
+        Some(&operator),
+        3,
+        "PIN of token `safe` is wrong",
+    );
+    refused(None, &roots, Some(&operator), 2, "wants a PIN");
+    refused(
+        Some(PIN),
+        &roots,
+        Some(&another),
+        3,
+        "does not have the role `operator`",
+    );
+    refused(Some(PIN), &roots, None, 2, "holds root documents and no key");
+    refused(
+        Some(PIN),
+        &roots,
+        Some("operator.json"),
+        2,
+        "not named by a PKCS#11 URI",
+    );
+    let open = format!("{operator}?pin-value={PIN}");
+    refused(Some(PIN), &roots, Some(&open), 2, "can be read by other users");
+    // The key in the file is not the operator's any more; that on the token is.
+    refused(Some(PIN), &fabric.context(), None, 3, "");
+    assert!(at.seen().is_empty());
+    let ran = with_token(
+        &safe,
+        Some(PIN),
+        &[
+            "--node",
+            at.socket(),
+            "--context",
+            &roots,
+            "--key",
+            &operator,
+            "nodes",
+        ],
+    );
+    assert_eq!(ran.code, 0, "{ran:?}");
 }

@@ -3,8 +3,9 @@
 //! Sources: PKCS#11 2.40 and 3.0 (`CKM_EDDSA` without parameters is Ed25519 on that curve); RFC 7512 (URIs). Invariant: no PIN
 //! is taken from a command line, where other users could read it.
 
-use crate::failure::{Failure, invalid};
-use anyhow::{Context as _, anyhow};
+#[cfg(feature = "softhsm")]
+pub mod softhsm;
+
 use beemesh_joinpack_format::{PublicKey, SignError, Signer};
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
@@ -14,21 +15,57 @@ use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHan
 use cryptoki::session::{Session, UserType};
 use cryptoki::types::AuthPin;
 use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
-use std::cell::RefCell;
+use std::fmt;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// How a URI begins.
 pub const SCHEME: &str = "pkcs11:";
 /// The library where the URI names none.
-const MODULE_VARIABLE: &str = "BEEMESH_PKCS11_MODULE";
+pub const MODULE_VARIABLE: &str = "BEEMESH_PKCS11_MODULE";
 /// The PIN where the URI has no `pin-source`.
-const PIN_VARIABLE: &str = "BEEMESH_PKCS11_PIN";
+pub const PIN_VARIABLE: &str = "BEEMESH_PKCS11_PIN";
 /// Longest PIN that is read, in bytes.
 const PIN_LIMIT: u64 = 256;
 /// Longest URI, in bytes.
 const URI_LIMIT: usize = 2048;
+
+/// Why a key on a token is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// The URI is wrong, or nothing fits it.
+    #[error("{0}")]
+    Invalid(String),
+    /// A safety rule, or the token, says no.
+    #[error("{0}")]
+    Forbidden(String),
+    /// The token or its library does not work.
+    #[error("failed to {what}")]
+    Failed {
+        /// What was tried.
+        what: String,
+        /// What it says.
+        #[source]
+        source: SignError,
+    },
+}
+
+/// Returns [`TokenError::Invalid`] with a formatted message.
+macro_rules! invalid {
+    ($($text:tt)*) => { return Err(TokenError::Invalid(format!($($text)*))) };
+}
+
+/// For `map_err`: what was tried.
+fn failed<E: Into<SignError>>(what: impl Into<String>) -> impl FnOnce(E) -> TokenError {
+    let what = what.into();
+    |error| TokenError::Failed {
+        what,
+        source: error.into(),
+    }
+}
 
 /// What a URI says.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -44,7 +81,7 @@ struct Uri {
 }
 
 impl Uri {
-    fn parse(text: &str) -> Result<Self, Failure> {
+    fn parse(text: &str) -> Result<Self, TokenError> {
         let rest = text.strip_prefix(SCHEME).filter(|_| text.len() <= URI_LIMIT);
         let Some(rest) = rest else {
             invalid!("`{text}` is not a PKCS#11 URI such as `pkcs11:token=safe;object=root-1`")
@@ -59,7 +96,7 @@ impl Uri {
             let bytes = decode(value)?;
             let words = || {
                 String::from_utf8(bytes.clone())
-                    .map_err(|_| Failure::Invalid(anyhow!("`{part}` in a PKCS#11 URI is not text")))
+                    .map_err(|_| TokenError::Invalid(format!("`{part}` in a PKCS#11 URI is not text")))
             };
             let taken = match name {
                 "token" => uri.token.replace(words()?).is_some(),
@@ -99,7 +136,7 @@ impl Uri {
     }
 
     /// The library of the token.
-    fn module(&self) -> Result<PathBuf, Failure> {
+    fn module(&self) -> Result<PathBuf, TokenError> {
         let named = self.module.clone();
         let named = named.or_else(|| std::env::var_os(MODULE_VARIABLE).map(PathBuf::from));
         match named {
@@ -110,13 +147,22 @@ impl Uri {
         }
     }
 
-    fn pin(&self, token: &str) -> Result<AuthPin, Failure> {
+    fn pin(&self, token: &str) -> Result<AuthPin, TokenError> {
         if let Some(path) = &self.pin_source {
-            crate::fabric::refuse_shared(path)?;
-            let mut text = String::new();
-            File::open(path)
-                .and_then(|file| file.take(PIN_LIMIT).read_to_string(&mut text))
-                .with_context(|| format!("failed to read the PIN from `{}`", path.display()))?;
+            let shown = path.display();
+            let read = || {
+                let file = File::open(path)?;
+                let mode = file.metadata()?.permissions().mode();
+                let mut text = String::new();
+                file.take(PIN_LIMIT).read_to_string(&mut text)?;
+                Ok::<_, std::io::Error>((mode, text))
+            };
+            let (mode, text) = read().map_err(failed(format!("read the PIN from `{shown}`")))?;
+            if mode & 0o077 != 0 {
+                return Err(TokenError::Forbidden(format!(
+                    "`{shown}` can be read by other users: run `chmod 600 {shown}` and consider whether the PIN is still secret"
+                )));
+            }
             return Ok(text.trim_end_matches(['\r', '\n']).to_owned().into());
         }
         match std::env::var(PIN_VARIABLE) {
@@ -127,7 +173,7 @@ impl Uri {
 }
 
 /// Percent-decoding (RFC 3986, section 2.1).
-fn decode(text: &str) -> Result<Vec<u8>, Failure> {
+fn decode(text: &str) -> Result<Vec<u8>, TokenError> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((first, tail)) = rest.split_first() {
@@ -149,68 +195,73 @@ fn decode(text: &str) -> Result<Vec<u8>, Failure> {
 }
 
 /// Asks the person at the terminal, without showing what they type.
-fn prompt(token: &str) -> Result<AuthPin, Failure> {
+fn prompt(token: &str) -> Result<AuthPin, TokenError> {
     let terminal = File::options().read(true).write(true).open("/dev/tty");
     let Ok(mut terminal) = terminal else {
         invalid!(
             "token `{token}` wants a PIN, and there is no terminal to ask at: use `?pin-source=file:PATH` or {PIN_VARIABLE}"
         )
     };
-    let failed = "failed to ask for the PIN";
-    let before = tcgetattr(&terminal).context(failed)?;
+    let what = "ask for the PIN";
+    let before = tcgetattr(&terminal).map_err(failed(what))?;
     let mut quiet = before.clone();
     quiet.local_flags.remove(LocalFlags::ECHO);
-    write!(terminal, "PIN of token `{token}`: ").context(failed)?;
-    tcsetattr(&terminal, SetArg::TCSAFLUSH, &quiet).context(failed)?;
+    write!(terminal, "PIN of token `{token}`: ").map_err(failed(what))?;
+    tcsetattr(&terminal, SetArg::TCSAFLUSH, &quiet).map_err(failed(what))?;
     let mut pin = String::new();
     let mut reader = BufReader::new(&terminal);
     let read = reader.by_ref().take(PIN_LIMIT).read_line(&mut pin);
     let restored = tcsetattr(&terminal, SetArg::TCSAFLUSH, &before);
     let _ = writeln!(&terminal);
-    read.context(failed)?;
-    restored.context(failed)?;
+    read.map_err(failed(what))?;
+    restored.map_err(failed(what))?;
     Ok(pin.trim_end_matches(['\r', '\n']).to_owned().into())
 }
 
-thread_local! {
-    /// A library is initialised once in a process.
-    static MODULES: RefCell<Vec<(PathBuf, Pkcs11)>> = const { RefCell::new(Vec::new()) };
-}
+/// A library is initialised once in a process.
+static MODULES: Mutex<Vec<(PathBuf, Pkcs11)>> = Mutex::new(Vec::new());
 
-fn module(path: &Path) -> Result<Pkcs11, Failure> {
-    MODULES.with_borrow_mut(|modules| {
-        if let Some((_, known)) = modules.iter().find(|(known, _)| known == path) {
-            return Ok(known.clone());
-        }
-        let about = || format!("failed to use the PKCS#11 library `{}`", path.display());
-        let library = Pkcs11::new(path).with_context(about)?;
-        let arguments = CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK);
-        library.initialize(arguments).with_context(about)?;
-        modules.push((path.to_owned(), library.clone()));
-        Ok(library)
-    })
+fn module(path: &Path) -> Result<Pkcs11, TokenError> {
+    let mut modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, known)) = modules.iter().find(|(known, _)| known == path) {
+        return Ok(known.clone());
+    }
+    let what = format!("use the PKCS#11 library `{}`", path.display());
+    let library = Pkcs11::new(path).map_err(failed(what.as_str()))?;
+    let arguments = CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK);
+    library.initialize(arguments).map_err(failed(what))?;
+    modules.push((path.to_owned(), library.clone()));
+    Ok(library)
 }
 
 /// A key on a token.
 pub struct TokenKey {
-    session: Session,
+    /// A session is one thread's at a time (PKCS#11 2.40, section 2.6.6).
+    session: Mutex<Session>,
     secret: ObjectHandle,
     public: PublicKey,
 }
 
+impl fmt::Debug for TokenKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TokenKey(of {:?})", self.public)
+    }
+}
+
 impl TokenKey {
     /// Finds the key that a URI names, and logs in to its token.
-    pub fn open(text: &str) -> Result<Self, Failure> {
+    ///
+    /// # Errors
+    /// See [`TokenError`].
+    pub fn open(text: &str) -> Result<Self, TokenError> {
         let uri = Uri::parse(text)?;
         let library = module(&uri.module()?)?;
         let mut fitting = Vec::new();
         for slot in library
             .get_slots_with_initialized_token()
-            .context("failed to list tokens")?
+            .map_err(failed("list tokens"))?
         {
-            let info = library
-                .get_token_info(slot)
-                .context("failed to look at a token")?;
+            let info = library.get_token_info(slot).map_err(failed("look at a token"))?;
             let fits = |wanted: &Option<String>, is: &str| {
                 wanted.as_ref().is_none_or(|wanted| wanted == is.trim_end())
             };
@@ -227,27 +278,23 @@ impl TokenKey {
             [] => invalid!("no token fits `{text}`: is it plugged in?"),
             _ => invalid!("several tokens fit `{text}`: name one by `token=` or `serial=`"),
         };
-        let session = library
-            .open_ro_session(slot)
-            .context("failed to open the token")?;
+        let session = library.open_ro_session(slot).map_err(failed("open the token"))?;
         let pin = uri.pin(&token)?;
         match session.login(UserType::User, Some(&pin)) {
             Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => {}
             Err(Error::Pkcs11(RvError::PinIncorrect | RvError::PinInvalid | RvError::PinLenRange, _)) => {
-                return Err(Failure::Forbidden(anyhow!(
+                return Err(TokenError::Forbidden(format!(
                     "the PIN of token `{token}` is wrong; too many wrong ones lock it"
                 )));
             }
             Err(error) => {
-                return Err(anyhow!(error)
-                    .context(format!("failed to log in to token `{token}`"))
-                    .into());
+                return Err(failed(format!("log in to token `{token}`"))(error));
             }
         }
         let public = find(&session, &uri, ObjectClass::PUBLIC_KEY, text)?;
         let secret = find(&session, &uri, ObjectClass::PRIVATE_KEY, text)?;
         let attributes = session.get_attributes(public, &[AttributeType::EcPoint]);
-        let attributes = attributes.context("failed to read the public key")?;
+        let attributes = attributes.map_err(failed("read the public key"))?;
         let point = attributes.into_iter().find_map(|attribute| match attribute {
             Attribute::EcPoint(point) => ed25519_point(&point),
             _ => None,
@@ -258,14 +305,14 @@ impl TokenKey {
             )
         };
         Ok(Self {
-            session,
+            session: Mutex::new(session),
             secret,
             public: PublicKey::from_bytes(point),
         })
     }
 }
 
-fn find(session: &Session, uri: &Uri, class: ObjectClass, text: &str) -> Result<ObjectHandle, Failure> {
+fn find(session: &Session, uri: &Uri, class: ObjectClass, text: &str) -> Result<ObjectHandle, TokenError> {
     let mut template = vec![Attribute::Class(class), Attribute::KeyType(KeyType::EC_EDWARDS)];
     template.extend(
         uri.object
@@ -275,7 +322,7 @@ fn find(session: &Session, uri: &Uri, class: ObjectClass, text: &str) -> Result<
     template.extend(uri.id.iter().map(|id| Attribute::Id(id.clone())));
     let found = session
         .find_objects(&template)
-        .context("failed to look for the key")?;
+        .map_err(failed("look for the key"))?;
     match found.as_slice() {
         [one] => Ok(*one),
         [] => invalid!("the token holds no {class} of kind Ed25519 for `{text}`"),
@@ -299,7 +346,8 @@ impl Signer for TokenKey {
 
     fn sign(&self, message: &[u8]) -> Result<[u8; 64], SignError> {
         let mechanism = Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Pure));
-        let signature = self.session.sign(&mechanism, self.secret, message)?;
+        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let signature = session.sign(&mechanism, self.secret, message)?;
         signature
             .try_into()
             .map_err(|_| "the token gave no Ed25519 signature".into())
