@@ -120,7 +120,7 @@ fn only_operators_of_this_fabric_accept() {
     assert_eq!(take(&by("enrolment-1")), "unknown-key");
     assert_eq!(take(&by("nobody")), "unknown-key");
     let mut foreign = acceptance(1, &[(1, 1)]);
-    foreign.fabric = RootChain::bootstrap(&draft("depot", 1).manifest.roots)
+    foreign.fabric = RootChain::bootstrap(&draft("warehouse", 1).manifest.roots)
         .unwrap()
         .fabric_id()
         .clone();
