@@ -13,7 +13,7 @@ use crate::{Act, Deed, Envelope, Refusal, Role, SecretKey, Timestamp, limits};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use beemesh_ids::{Digest, FabricId, NodeName};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// DSSE payload type of a [`Manifest`]: the pack's own.
 pub const MANIFEST_PAYLOAD_TYPE: &str = "application/vnd.beemesh.joinpack.v1+json";
