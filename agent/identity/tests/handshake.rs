@@ -301,7 +301,7 @@ async fn an_operator_whose_key_is_rotated_out_is_refused_by_a_running_server() {
     let met = meet(server.clone(), old, &fabric).await;
     assert!(met.by_server.is_err() && met.by_client.is_err());
 
-    let new = client_config(Some(&successor), fabric.roots.clone()).unwrap();
+    let new = client_config(Some(Arc::new(successor.clone())), fabric.roots.clone()).unwrap();
     let rotated = Fabric {
         roots: next,
         ..Fabric::new(1)

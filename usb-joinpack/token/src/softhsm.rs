@@ -69,12 +69,13 @@ impl SoftHsm {
     /// # Panics
     /// It has no such key.
     pub fn public(&self, label: &str) -> PublicKey {
-        let file = self.folder.join(format!("{label}.der"));
-        let read = ["--read-object", "--type", "pubkey", "--output-file"];
-        self.tool(&[&read[..], &[file.to_str().unwrap(), "--id", &id(label)]].concat());
-        // RFC 8410: the key is the end of the structure.
-        let der = fs::read(file).unwrap();
-        PublicKey::from_bytes(*der.last_chunk().unwrap())
+        let shown = self.tool(&["--list-objects", "--type", "pubkey", "--id", &id(label)]);
+        // In a DER octet string.
+        let point = shown
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("EC_POINT:"));
+        let point = point.and_then(|point| point.trim().strip_prefix("0420"));
+        PublicKey::try_from(point.expect("it has no such key").to_owned()).unwrap()
     }
 
     /// A command that finds the token and is not told its PIN.
@@ -89,7 +90,7 @@ impl SoftHsm {
         command
     }
 
-    fn tool(&self, arguments: &[&str]) {
+    fn tool(&self, arguments: &[&str]) -> String {
         let open = [
             "--module",
             MODULE,
@@ -99,10 +100,10 @@ impl SoftHsm {
             "--pin",
             PIN,
         ];
-        self.run("pkcs11-tool", &[&open[..], arguments].concat());
+        self.run("pkcs11-tool", &[&open[..], arguments].concat())
     }
 
-    fn run(&self, program: &str, arguments: &[&str]) {
+    fn run(&self, program: &str, arguments: &[&str]) -> String {
         let run = self.command(program).args(arguments).output();
         let run = run.expect("run `cargo xtask setup`");
         assert!(
@@ -110,6 +111,7 @@ impl SoftHsm {
             "{program}: {}",
             String::from_utf8_lossy(&run.stderr)
         );
+        String::from_utf8(run.stdout).unwrap()
     }
 }
 
