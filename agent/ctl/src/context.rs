@@ -126,7 +126,7 @@ pub struct Operator {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Content<'a> {
-    Context(OperatorContext),
+    Context(Box<OperatorContext>),
     Roots(&'a [Envelope]),
 }
 
@@ -204,7 +204,10 @@ impl Operator {
             let (content, mode) = match self.secret {
                 Some(key) => {
                     let (version, roots) = (1, roots.to_vec());
-                    (Content::Context(OperatorContext { version, roots, key }), 0o600)
+                    (
+                        Content::Context(Box::new(OperatorContext { version, roots, key })),
+                        0o600,
+                    )
                 }
                 None => (Content::Roots(roots), 0o644),
             };
