@@ -11,13 +11,13 @@ use crate::releases::{Release, ReleaseNews};
 use crate::sync::MAX_LIST;
 use crate::wire::Message;
 use beemesh_ids::PeerId;
-use beemesh_joinpack_format::{Envelope, ReleaseEntry, Standing};
+use beemesh_joinpack_format::{Envelope, ReleaseEntry, Standing, limits};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Standing orders that are handed on, at most: as many as are held.
-pub const MAX_ORDERS: usize = beemesh_joinpack_format::limits::STANDING;
+pub const MAX_ORDERS: usize = limits::STANDING;
 /// Longest order, in bytes.
-pub const MAX_ORDER: usize = 96 * 1024;
+pub const MAX_ORDER: usize = limits::ORDER_LIMIT;
 
 impl OrderNews {
     /// What `standing` says.
@@ -258,7 +258,8 @@ mod tests {
         cells[0].step(Millis(5), rotated);
         talk(&mut cells, [1, 2], 1_000);
         assert_eq!(cells[1].roster.generation(&peer(3)), Some(2));
-        assert_eq!(cells[0].roster.key_digest(), cells[1].roster.key_digest());
+        let [one, two] = cells.each_mut().map(|cell| cell.roster.key_digest());
+        assert_eq!(one, two);
     }
 
     #[test]

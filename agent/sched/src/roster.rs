@@ -9,7 +9,7 @@ use beemesh_ids::PeerId;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Most members, quarantined ones included.
-pub const MAX_MEMBERS: usize = 1000;
+pub const MAX_MEMBERS: usize = beemesh_joinpack_format::limits::MEMBERS;
 
 pub(crate) struct Entry {
     pub(crate) info: MemberInfo,
@@ -25,7 +25,8 @@ pub(crate) struct Roster {
     /// Members that show a voucher, by voucher.
     vouchers: BTreeMap<String, usize>,
     digest: u64,
-    key_digest: u64,
+    /// Made when it is asked for: a thousand members may rotate in a few seconds.
+    key_digest: Option<u64>,
     revoked_nodes: BTreeSet<PeerId>,
     revoked_vouchers: BTreeSet<String>,
 }
@@ -56,8 +57,10 @@ impl Roster {
 
     pub(crate) fn add(&mut self, peer: PeerId, info: MemberInfo, now: Millis) -> Added {
         let added = self.insert(peer, info, now);
-        if matches!(added, Added::New { .. } | Added::Rotated) {
-            self.update_digest();
+        match added {
+            Added::New { .. } => self.update_digest(),
+            Added::Rotated => self.key_digest = None,
+            Added::Known | Added::Full => {}
         }
         added
     }
@@ -152,6 +155,14 @@ impl Roster {
                 })
                 .collect::<Vec<_>>(),
         );
+        self.key_digest = None;
+    }
+
+    /// Digest of the keys of members that have had more than one; 0 where none has.
+    pub(crate) fn key_digest(&mut self) -> u64 {
+        if let Some(digest) = self.key_digest {
+            return digest;
+        }
         let keys: Vec<Vec<u8>> = self
             .generations()
             .flat_map(|(peer, generation)| {
@@ -161,15 +172,12 @@ impl Roster {
                 ]
             })
             .collect();
-        self.key_digest = match keys.is_empty() {
+        let digest = match keys.is_empty() {
             true => 0,
             false => digest64(&keys.iter().map(Vec::as_slice).collect::<Vec<_>>()),
         };
-    }
-
-    /// Digest of the keys of members that have had more than one; 0 where none has.
-    pub(crate) fn key_digest(&self) -> u64 {
-        self.key_digest
+        self.key_digest = Some(digest);
+        digest
     }
 
     /// Members that have had more than one key, and how many before the present one.

@@ -25,7 +25,7 @@ pub struct KeyOrder {
     pub id: String,
     /// When, by the operator's clock. For people.
     pub issued: Timestamp,
-    /// Node ids, ascending, 1 to [`limits::NODES`]; without them, all nodes.
+    /// Node ids, ascending, 1 to [`limits::MEMBERS`]; without them, all nodes.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -66,9 +66,9 @@ impl KeyOrder {
         check_ulid("key order id", &self.id)?;
         match &self.nodes {
             Some(nodes) if nodes.is_empty() => Err(Refusal::malformed(WHAT, "it names no node")),
-            Some(nodes) if nodes.len() > limits::NODES => Err(Refusal::LimitExceeded {
+            Some(nodes) if nodes.len() > limits::MEMBERS => Err(Refusal::LimitExceeded {
                 what: "nodes in one key order",
-                limit: limits::NODES,
+                limit: limits::MEMBERS,
             }),
             _ => Ok(()),
         }

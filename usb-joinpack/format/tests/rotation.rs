@@ -227,6 +227,40 @@ proptest! {
 }
 
 #[test]
+fn order_can_name_each_member_of_the_largest_cell_and_fits_with_all_its_signatures() {
+    let named = |count: usize| KeyOrder {
+        fabric: roots().fabric_id().clone(),
+        id: ulid(1),
+        issued: time(ISSUED),
+        nodes: Some((1..=count as u64).map(numbered).collect()),
+    };
+    let keys: Vec<SecretKey> = (0..limits::SIGNATURES as u8)
+        .map(|n| SecretKey::from_bytes([n; 32]))
+        .collect();
+    let keys: Vec<&SecretKey> = keys.iter().collect();
+    let envelope = named(limits::MEMBERS).sign(&keys).unwrap();
+    let bytes = envelope.to_json();
+    assert!(
+        bytes.len() <= limits::ORDER_LIMIT,
+        "an order of {} bytes is not handed on",
+        bytes.len()
+    );
+    assert_eq!(Envelope::parse(&bytes, limits::ORDER_LIMIT), Ok(envelope));
+    let largest = sign_order(&named(limits::MEMBERS), &["operator"]);
+    let mut held = KeyOrders::default();
+    assert_eq!(held.take(&largest, &roots(), Source::Person), Ok(true));
+    let last = numbered(limits::MEMBERS as u64);
+    assert_eq!(held.newest_for(&last), Some(ulid(1).as_str()));
+    assert_eq!(code(named(limits::MEMBERS + 1).sign(&keys)), "limit-exceeded");
+}
+
+fn numbered(n: u64) -> PeerId {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&n.to_be_bytes());
+    PeerId::from_ed25519(&key)
+}
+
+#[test]
 fn orders_beyond_the_bound_are_refused_and_one_for_all_makes_room() {
     let roots = roots();
     let mut held = KeyOrders::default();
