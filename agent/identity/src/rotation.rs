@@ -12,10 +12,16 @@
 //! Invariant: the key that the membership on the disk names is on the disk at every moment; the present key's file is not
 //! touched before the commit is durable. A commit whose outcome is not known is repeated and never taken back.
 
+use beemesh_ids::PeerId;
+
 /// After the move the old connections are ended at the latest after so many milliseconds: as verifiers hold it.
 pub const OLD_MS: u64 = crate::ratchet::OVERLAP_MS;
 /// Connections that came over are watched for so long before the old ones are ended, in milliseconds.
 const SETTLE_MS: u64 = 3_000;
+/// Nodes that hear an order at the same moment begin one after the other: so many milliseconds for each member, up to
+/// [`LONGEST_TURN_MS`].
+const TURN_MS: u64 = 20;
+const LONGEST_TURN_MS: u64 = 10_000;
 /// First pause after a step that failed, in milliseconds; it doubles up to [`LONGEST_PAUSE_MS`].
 const FIRST_PAUSE_MS: u64 = 10_000;
 const LONGEST_PAUSE_MS: u64 = 600_000;
@@ -70,6 +76,16 @@ pub enum Command {
     Discard,
     /// Start the node's program again: it begins with the new key.
     Restart,
+}
+
+/// How long a node with this key, in a cell of so many members, waits before it obeys an order that it has heard of, in
+/// milliseconds.
+pub fn turn(key: &PeerId, members: usize) -> u64 {
+    let members = u64::try_from(members).unwrap_or(u64::MAX);
+    let window = TURN_MS.saturating_mul(members).clamp(1, LONGEST_TURN_MS);
+    // Any spread does: the end of a peer id is as good as a throw.
+    let [.., high, low] = key.to_ed25519();
+    (u64::from(u16::from_be_bytes([high, low])) * window) >> 16
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -409,6 +425,20 @@ mod tests {
             step(&mut slow, 3 + OLD_MS, Event::Tick),
             [Command::Close, Command::Forget]
         );
+    }
+
+    #[test]
+    fn turns_are_spread_over_ten_seconds_at_most() {
+        let key = |n: u16| {
+            let mut key = [7; 32];
+            key[30..].copy_from_slice(&n.to_be_bytes());
+            PeerId::from_ed25519(&key)
+        };
+        assert_eq!(turn(&key(0), 1000), 0);
+        assert_eq!(turn(&key(u16::MAX / 2 + 1), 1000), LONGEST_TURN_MS / 2);
+        assert_eq!(turn(&key(u16::MAX), 100_000), LONGEST_TURN_MS - 1);
+        assert_eq!(turn(&key(u16::MAX), 3), 3 * TURN_MS - 1);
+        assert_eq!(turn(&key(u16::MAX), 0), 0);
     }
 
     #[test]

@@ -477,10 +477,14 @@ impl Driver {
                 grace_seconds,
             } => self.stop_pod(pod_id, grace_seconds),
             Command::Emit {
+                alarm,
                 reason,
                 object,
                 message,
-            } => self.part.journal.emit(reason, &object, &message),
+            } => match alarm {
+                true => self.part.journal.announce(reason, &object, &message),
+                false => self.part.journal.emit(reason, &object, &message),
+            },
             Command::Quarantine {
                 peer,
                 voucher_id,

@@ -462,12 +462,21 @@ impl Cell {
                 .get(&peer)
                 .is_some_and(|known| !known.pcrs.is_empty());
             // Who was trusted once and proves nothing now is as much an alarm as who booted something else.
-            let reason = match judgement {
-                NodeAssurance::Trusted | NodeAssurance::Tpm => "Attested",
-                NodeAssurance::Low if !had_boot => "Attested",
-                NodeAssurance::Low | NodeAssurance::Old(_) | NodeAssurance::Changed(_) => "AssuranceChanged",
+            let is_alarm = match judgement {
+                NodeAssurance::Trusted | NodeAssurance::Tpm => false,
+                NodeAssurance::Low => had_boot,
+                NodeAssurance::Old(_) | NodeAssurance::Changed(_) => true,
             };
-            self.emit(reason, format!("node/{name}"), words);
+            let object = format!("node/{name}");
+            match is_alarm {
+                false => self.emit("Attested", object, words),
+                true => {
+                    let message = format!(
+                        "do not trust node `{name}`: {why} ({judgement}). It gets no pod that demands trust"
+                    );
+                    self.alarm("AssuranceChanged", object, message);
+                }
+            }
         }
         self.scan_due = true;
     }

@@ -306,6 +306,17 @@ impl Cell {
 
     pub(crate) fn emit(&mut self, reason: &'static str, object: String, message: String) {
         self.out.push(Command::Emit {
+            alarm: false,
+            reason,
+            object,
+            message,
+        });
+    }
+
+    /// As [`Self::emit`], and on the console of this box.
+    pub(crate) fn alarm(&mut self, reason: &'static str, object: String, message: String) {
+        self.out.push(Command::Emit {
+            alarm: true,
             reason,
             object,
             message,

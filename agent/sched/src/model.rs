@@ -419,6 +419,8 @@ pub enum Command {
     Persist(Record),
     /// Tell people.
     Emit {
+        /// Somebody has to do something about it: it is shown on the box's console too.
+        alarm: bool,
         /// CamelCase.
         reason: &'static str,
         /// `node/<name>`, `pod/<name>` or `workload/<id>`.

@@ -101,6 +101,20 @@ fn node_that_boots_another_image_is_changed_and_gets_no_pod_that_demands_trust()
         assert_eq!(judged(&world, by, 2), "changed: PCR 11", "by {by}");
     }
     assert!(world.saw("AssuranceChanged") >= 3);
+    // Each node says it on its own console, in words.
+    for by in 0..3 {
+        let mut lines = world.alarms.iter().filter(|(node, _)| *node == by);
+        let told = lines.any(|(_, line)| {
+            line.starts_with("do not trust node `node-2`: it booted an image that no join pack")
+                && line.contains("(changed: PCR 11)")
+        });
+        assert!(told, "by {by}: {:?}", world.alarms);
+    }
+    assert!(
+        world.alarms.iter().all(|(_, line)| line.contains("node-2")),
+        "nobody else is an alarm: {:?}",
+        world.alarms
+    );
     world.change(2, secure(3));
     world.run(8000);
     assert_eq!(world.nodes[2].pods.len(), 0, "{}", world.describe());

@@ -2,8 +2,8 @@
 
 use beemesh_ids::{Digest, PeerId};
 use beemesh_joinpack_format::{
-    Acceptance, Envelope, Registers, ReleaseEntry, ReleaseList, Revocations, Role, RoleSpec, Root, RootChain,
-    SecretKey, Timestamp,
+    Acceptance, Admission, Assurance, Envelope, KeyOrder, Membership, Registers, ReleaseEntry, ReleaseList,
+    Revocations, Role, RoleSpec, Root, RootChain, SecretKey, Timestamp, Voucher,
 };
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ pub struct Authority {
     key: SecretKey,
     /// The fabric's root documents.
     pub roots: RootChain,
-    /// Snapshots that were signed: each is newer than the one before.
+    /// Snapshots and orders that were signed: each is newer than the one before.
     signed: i64,
 }
 
@@ -79,5 +79,40 @@ impl Authority {
         let mut snapshot = Revocations::none(self.roots.fabric_id().clone(), issued);
         snapshot.nodes.extend(nodes);
         snapshot.sign(&[&self.key]).unwrap()
+    }
+
+    /// What `node`, the machine of that number, has redeemed.
+    pub fn admit(&self, number: usize, node: &PeerId) -> Membership {
+        let one_time = SecretKey::from_bytes([9; 32]);
+        let voucher = Voucher {
+            fabric: self.roots.fabric_id().clone(),
+            id: format!("01KDVKFD00000000{number:010}"),
+            node: format!("node-{number}").parse().unwrap(),
+            cell: "sim".to_owned(),
+            issued: FOUNDED,
+            expires: Timestamp(FOUNDED.0 + 86_400),
+            key: one_time.public(),
+            admission: Admission::Policy,
+            ek: None,
+        };
+        let voucher = voucher.sign(&[&self.key]).unwrap();
+        Membership::redeem(&voucher, &one_time, node, Assurance::Tpm, FOUNDED).unwrap()
+    }
+
+    /// An order to all nodes to rotate their keys; newer than every voucher.
+    pub fn order(&mut self) -> Envelope {
+        self.signed += 1;
+        let order = KeyOrder {
+            fabric: self.roots.fabric_id().clone(),
+            id: format!("01KDVKFE00000000{:010}", self.signed),
+            issued: self.now(),
+            nodes: None,
+        };
+        order.sign(&[&self.key]).unwrap()
+    }
+
+    /// The time as of the newest thing that was signed.
+    pub fn now(&self) -> Timestamp {
+        Timestamp(FOUNDED.0 + self.signed)
     }
 }

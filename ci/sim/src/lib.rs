@@ -1,7 +1,7 @@
 //! Cells of up to a thousand nodes on the shipped state machine, under one virtual clock.
 //!
 //! [`World`] drives [`beemesh_agent_sched::Cell`] through its public interface alone and executes its commands as a driver
-//! would; revocations are real signed snapshots, judged by `usb-joinpack/format`. Nothing of the product is written twice
+//! would; revocations are real signed snapshots, judged by `usb-joinpack/format`, and keys are rotated by the steps of `agent/identity`. Nothing of the product is written twice
 //! here. [`scenario`] plays what was promised and measures it. Invariant: two worlds with the same seed and the same calls are
 //! equal, to the last message.
 
@@ -22,4 +22,4 @@ pub use manifest::{Wish, deletion, deployment, workload};
 pub use network::Network;
 pub use spread::{Delays, Spread};
 pub use traffic::Traffic;
-pub use world::{Node, SimPod, Started, World};
+pub use world::{Keys, Node, SimPod, Started, World};

@@ -22,7 +22,7 @@ struct Options {
     /// The first seed
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// One scenario alone: revocation, change, placement, partition, half, faults
+    /// One scenario alone: revocation, rotation, change, placement, partition, half, faults
     #[arg(long, value_parser = scenario)]
     only: Option<Scenario>,
     /// Write every outcome to this file

@@ -14,6 +14,8 @@ pub const REVOCATION_MS: u64 = 10_000;
 pub const PLACEMENT_MS: u64 = 500;
 /// After a partition heals, and after half of the nodes were killed: all is right again within this (P3, P4).
 pub const HEAL_MS: u64 = 60_000;
+/// Every node of a cell has another key, and every other one knows it, within this.
+pub const ROTATION_MS: u64 = 60_000;
 /// Switched on to each connected with each, with time to spare.
 const SETTLE_MS: u64 = 4000;
 /// For how long an idle cell is listened to.
@@ -25,6 +27,8 @@ const IDLE_MS: u64 = 1000;
 pub enum Scenario {
     /// One of twenty nodes is off; a node is revoked at another; those that were off return.
     Revocation,
+    /// One of twenty nodes is off; an order to rotate all keys is given; the power of a few fails meanwhile; the others return.
+    Rotation,
     /// A change is handed to a node.
     Change,
     /// Twenty changes of five pods each, handed to different nodes, half a second apart.
@@ -39,8 +43,9 @@ pub enum Scenario {
 
 impl Scenario {
     /// All, in the order in which they are played.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Revocation,
+        Self::Rotation,
         Self::Change,
         Self::Placement,
         Self::Partition,
@@ -52,6 +57,7 @@ impl Scenario {
     pub fn name(self) -> &'static str {
         match self {
             Self::Revocation => "revocation",
+            Self::Rotation => "rotation",
             Self::Change => "change",
             Self::Placement => "placement",
             Self::Partition => "partition",
@@ -69,6 +75,7 @@ impl Scenario {
     pub fn play(self, nodes: usize, seed: u64) -> Outcome {
         match self {
             Self::Revocation => revocation(nodes, seed),
+            Self::Rotation => rotation(nodes, seed),
             Self::Change => change(nodes, seed),
             Self::Placement => placement(nodes, seed),
             Self::Partition => partition(nodes, seed),
@@ -138,14 +145,20 @@ impl Outcome {
 /// A cell that has come to rest, and what an idle node says: messages and bytes a second.
 fn settled(nodes: usize, seed: u64, off: usize) -> (World, Vec<usize>, (f64, f64)) {
     let mut world = World::of_members(seed, nodes, Network::site());
-    let off: Vec<usize> = shuffled(&mut world).into_iter().take(off).collect();
-    off.iter().for_each(|n| world.kill(*n));
-    world.run(SETTLE_MS);
+    let off = settle(&mut world, off);
     let before = world.traffic.clone();
     world.run(IDLE_MS);
     let said = world.traffic.since(&before);
     let on = (nodes - off.len()) as f64 * IDLE_MS as f64 / 1000.0;
     (world, off, (said.messages as f64 / on, said.bytes as f64 / on))
+}
+
+/// Switches `off` of the nodes off, and lets the others come to rest.
+fn settle(world: &mut World, off: usize) -> Vec<usize> {
+    let off: Vec<usize> = shuffled(world).into_iter().take(off).collect();
+    off.iter().for_each(|n| world.kill(*n));
+    world.run(SETTLE_MS);
+    off
 }
 
 /// All nodes in a random order.
@@ -195,6 +208,77 @@ fn revocation(nodes: usize, seed: u64) -> Outcome {
             "{} nodes that returned have not got it",
             returned.missing
         ));
+    }
+    outcome
+}
+
+/// A node is done when its old key is gone and it knows the new key of every node that is on.
+fn rotation(nodes: usize, seed: u64) -> Outcome {
+    /// The power fails so long after the order, and comes back so long after that.
+    const CUT_MS: u64 = 2000;
+    const DARK_MS: u64 = 1000;
+    let mut world = World::of_members_with_keys(seed, nodes, Network::site());
+    let off = settle(&mut world, nodes / 20);
+    let on: Vec<usize> = shuffled(&mut world)
+        .into_iter()
+        .filter(|n| is_on(&world, *n))
+        .collect();
+    world.change(on[0], deployment("web", 20));
+    // As long as it is not known whether those that are off are dead, nothing is placed.
+    let started = world.run_until(ROTATION_MS, |world| world.runs_exactly(&workload("web"), 20));
+    let pods = world.starts.len();
+    let mut cut = Vec::new();
+    let order = |world: &mut World| {
+        world.order_rotation(on[0]);
+        world.run(CUT_MS);
+        let rotates = |n: &usize| {
+            let node = &world.nodes[*n];
+            node.pods.is_empty() && node.keys.as_ref().is_some_and(crate::Keys::is_busy)
+        };
+        cut = on
+            .iter()
+            .copied()
+            .filter(rotates)
+            .take(nodes.div_ceil(200))
+            .collect();
+        cut.iter().for_each(|n| world.kill(*n));
+        world.run(DARK_MS);
+        cut.iter().for_each(|n| world.boot(*n));
+    };
+    let done = |of: usize| {
+        move |node: &crate::Node| {
+            let done = |keys: &crate::Keys| keys.generation() == 1 && !keys.is_busy() && keys.heard() == of;
+            node.keys.as_ref().is_some_and(done)
+        }
+    };
+    let spread = world.spread(2 * ROTATION_MS, order, is_on, done(on.len()));
+    let returned = world.spread(
+        2 * ROTATION_MS,
+        |world| off.iter().for_each(|n| world.boot(*n)),
+        is_on,
+        done(nodes),
+    );
+    let mut outcome = Outcome::of_spread(Scenario::Rotation, &world, seed, &spread, ROTATION_MS);
+    outcome.figure("power cut in the middle", cut.len() as f64);
+    let lists = ["Keys", "Members"].map(|kind| spread.traffic.of(kind));
+    outcome.figure("lists of keys per node", lists[0].0 as f64 / on.len() as f64);
+    outcome.figure("bytes of them per node", lists[0].1 as f64 / on.len() as f64);
+    outcome.figure(
+        "messages with credentials per node",
+        lists[1].0 as f64 / on.len() as f64,
+    );
+    let late = Delays::of(returned.reached).max;
+    outcome.figure("returned nodes: all done after ms", late as f64);
+    if returned.missing > 0 || late > ROTATION_MS {
+        let missing = returned.missing;
+        outcome.missed = Some(format!(
+            "after nodes returned, {missing} nodes were never done and the last after {late} ms"
+        ));
+    }
+    if started.is_none() {
+        outcome.missed = Some("the pods did not start".to_owned());
+    } else if world.starts.len() != pods {
+        outcome.missed = Some(format!("{} pods were started again", world.starts.len() - pods));
     }
     outcome
 }

@@ -59,7 +59,7 @@ impl Traffic {
 }
 
 /// The name of the variant, as CBOR writes it: alone, or as the one key of a map.
-fn kind(message: &[u8]) -> &str {
+pub(crate) fn kind(message: &[u8]) -> &str {
     let named = match message {
         [_, 0xa1, rest @ ..] | [_, rest @ ..] => rest,
         [] => &[],

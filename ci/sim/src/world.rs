@@ -2,16 +2,19 @@
 //!
 //! Messages may overtake each other. After every command the invariants of `agent/sched/SPEC.md` are checked.
 
+mod keys;
 mod records;
+mod view;
 
 use crate::authority::Authority;
 use crate::invariants::Invariants;
 use crate::manifest::Wish;
 use crate::network::Network;
 use crate::traffic::Traffic;
+use beemesh_agent_api::Change;
 use beemesh_agent_api::shim::Phase;
 use beemesh_agent_api::view::Assurance;
-use beemesh_agent_api::{Change, WorkloadId};
+use beemesh_agent_identity::rotation::Event as Step;
 use beemesh_agent_sched::{
     Capacity, Cell, CellConfig, Command, Event, Key, MemberInfo, Millis, Persisted, PodReport, Record,
     RecoveredPod, Stamp, Tuning,
@@ -19,6 +22,7 @@ use beemesh_agent_sched::{
 use beemesh_firmware_measure::fake::FakeChip;
 use beemesh_ids::{Digest, PeerId};
 use beemesh_joinpack_format::{RevocationSet, Standing};
+pub use keys::Keys;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -73,6 +77,10 @@ pub struct Node {
     pub tpm: Option<(FakeChip, BTreeMap<u8, Digest>)>,
     /// It does not answer when it is asked what it booted.
     pub silent: bool,
+    /// Its keys, in a world of [`World::of_members_with_keys`].
+    pub keys: Option<Keys>,
+    /// Its processor has work until then, in microseconds.
+    works_until: u64,
 }
 
 enum What {
@@ -92,6 +100,8 @@ enum What {
     Order(Vec<u8>),
     Roots(Vec<Vec<u8>>),
     Attested(PeerId, u64),
+    Key(Step),
+    Reached(usize),
 }
 
 /// A `Start` that was seen.
@@ -127,6 +137,8 @@ pub struct World {
     pub starts: Vec<Started>,
     /// (when, node, reason, object, message), the newest.
     pub events: VecDeque<(u64, usize, &'static str, String, String)>,
+    /// (node, message) of those that are shown on its console, the first so many.
+    pub alarms: Vec<(usize, String)>,
     /// What must hold.
     pub invariants: Invariants,
     /// Milliseconds from `Start` to running.
@@ -138,6 +150,9 @@ pub struct World {
     /// Members that all of these know from before.
     founders: Vec<(PeerId, MemberInfo)>,
     by_peer: HashMap<PeerId, usize>,
+    /// What a credential of a member says: each was verified when it was made.
+    credentials: HashMap<(PeerId, Vec<u8>), MemberInfo>,
+    with_keys: bool,
     /// By millisecond, then in order.
     queue: BTreeMap<u64, VecDeque<(usize, u64, What)>>,
     told: BTreeMap<&'static str, usize>,
@@ -157,12 +172,15 @@ impl World {
             rng: SmallRng::seed_from_u64(seed),
             starts: Vec::new(),
             events: VecDeque::new(),
+            alarms: Vec::new(),
             invariants: Invariants::default(),
             start_ms: 200,
             traffic: Traffic::default(),
             authority: Authority::default(),
             founders: Vec::new(),
             by_peer: HashMap::new(),
+            credentials: HashMap::new(),
+            with_keys: false,
             queue: BTreeMap::new(),
             told: BTreeMap::new(),
             ulid: 0,
@@ -183,7 +201,18 @@ impl World {
 
     /// A world of `count` nodes that have been members before and are all switched on together; none is yet connected.
     pub fn of_members(seed: u64, count: usize, network: Network) -> Self {
+        Self::new(seed).with_members(count, network)
+    }
+
+    /// The same, of nodes whose keys and memberships are real ones and can be rotated.
+    pub fn of_members_with_keys(seed: u64, count: usize, network: Network) -> Self {
         let mut world = Self::new(seed);
+        world.with_keys = true;
+        world.with_members(count, network)
+    }
+
+    fn with_members(self, count: usize, network: Network) -> Self {
+        let mut world = self;
         world.network = network;
         for _ in 0..count {
             let n = world.add(|_| {});
@@ -246,7 +275,7 @@ impl World {
         let mut key = [0; 32];
         // Spread as keys are: neighbours in one order are none in the other.
         key[..8].copy_from_slice(&(n as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
-        let peer = PeerId::from_ed25519(&key);
+        let mut peer = PeerId::from_ed25519(&key);
         let mut member = MemberInfo {
             name: format!("node-{n}").parse().unwrap(),
             assurance: Assurance::Tpm,
@@ -259,8 +288,16 @@ impl World {
             credential: format!("credential of {n}").into_bytes(),
             key: beemesh_agent_sched::KeyInfo::default(),
         };
+        let mut keys = None;
+        if self.with_keys {
+            let admitted = self.admit(n);
+            (peer, member) = (admitted.0, admitted.1);
+            keys = Some(admitted.2);
+        }
         alter(&mut member);
         self.by_peer.insert(peer.clone(), n);
+        let name = (peer.clone(), member.credential.clone());
+        self.credentials.insert(name, member.clone());
         self.nodes.push(Node {
             peer,
             member,
@@ -286,6 +323,8 @@ impl World {
             roots: Vec::new(),
             tpm: None,
             silent: false,
+            keys,
+            works_until: 0,
         });
         n
     }
@@ -327,6 +366,7 @@ impl World {
         self.step(n, Event::Revocations(news));
         let orders = self.order_news(n);
         self.step(n, Event::Orders(orders));
+        self.resume_keys(n);
         for id in ids {
             self.push(n, 20, What::PodRuns(id));
         }
@@ -363,32 +403,6 @@ impl World {
     pub fn pause(&mut self, n: usize, ms: u64) {
         self.invariants.failed = true;
         self.nodes[n].paused_until = self.now + ms;
-    }
-
-    /// What runs where and what the nodes think, for a failed test.
-    pub fn describe(&self) -> String {
-        let mut text = String::new();
-        for (n, node) in self.nodes.iter().enumerate() {
-            let pods: Vec<_> = node
-                .pods
-                .values()
-                .map(|pod| format!("{:?}#{}", pod.key.0, pod.key.1))
-                .collect();
-            text += &format!("\nnode {n}: on {}, pods {pods:?}", node.powered);
-            if let Some(cell) = &node.cell {
-                for pod in cell.pods() {
-                    let (name, at, reason) = (pod.name, pod.node, pod.reason);
-                    text += &format!(
-                        "\n    sees {name} at {at:?} ready {} because {reason:?}",
-                        pod.ready
-                    );
-                }
-            }
-        }
-        for (at, n, reason, _, message) in self.events.iter().rev().take(40).rev() {
-            text += &format!("\n{at} node {n}: {reason}: {message}");
-        }
-        text
     }
 
     /// Cuts the network: nodes reach only those of the same side.
@@ -469,43 +483,6 @@ impl World {
         done(self).then_some(self.now - began)
     }
 
-    /// Running copies of an ordinal, on all machines that are on.
-    pub fn copies(&self, key: &Key) -> usize {
-        let on = self.nodes.iter().filter(|node| node.powered);
-        on.map(|node| node.pods.values().filter(|pod| pod.key == *key).count())
-            .sum()
-    }
-
-    /// Whether exactly the ordinals below `replicas` run, one copy each.
-    pub fn runs_exactly(&self, workload: &WorkloadId, replicas: u32) -> bool {
-        let all = self
-            .nodes
-            .iter()
-            .filter(|node| node.powered)
-            .flat_map(|node| node.pods.values());
-        let count = all.filter(|pod| pod.key.0 == *workload).count();
-        count == replicas as usize
-            && (0..replicas).all(|ordinal| self.copies(&(workload.clone(), ordinal)) == 1)
-    }
-
-    /// Members that a node is connected with.
-    pub fn links(&self, n: usize) -> usize {
-        self.nodes[n].connected.len()
-    }
-
-    /// Machines that run a copy of an ordinal.
-    pub fn holders(&self, key: &Key) -> Vec<usize> {
-        let on = self.nodes.iter().enumerate().filter(|(_, node)| node.powered);
-        on.filter(|(_, node)| node.pods.values().any(|pod| pod.key == *key))
-            .map(|(n, _)| n)
-            .collect()
-    }
-
-    /// How often people were told something, by anybody.
-    pub fn saw(&self, reason: &str) -> usize {
-        self.told.get(reason).copied().unwrap_or_default()
-    }
-
     fn push(&mut self, n: usize, after: u64, what: What) {
         let life = self.nodes[n].life;
         self.enqueue(after, n, life, what);
@@ -530,6 +507,7 @@ impl World {
         match what {
             What::Tick => {
                 self.step(n, Event::Tick);
+                self.tick_keys(n);
                 let (longest, often) = self.network.hiccup;
                 if self.rng.random_range(0..1000) < often {
                     self.nodes[n].paused_until = self.now + self.rng.random_range(1..=longest);
@@ -579,6 +557,8 @@ impl World {
             What::Revocations(envelope) => self.learn_revocations(n, &envelope),
             What::Order(envelope) => self.learn_order(n, &envelope),
             What::Roots(documents) => self.learn_roots(n, documents),
+            What::Key(step) => self.key_done(n, step),
+            What::Reached(other) => self.reached(n, other),
             What::Attested(peer, round) => {
                 let report = self.ask(n, &peer);
                 self.step(n, Event::Attested { peer, round, report });
@@ -660,7 +640,8 @@ impl World {
                 {
                     return;
                 }
-                let after = self.delay(n, bytes.len());
+                let weight = bytes.len() + self.credentials_in(n, &bytes);
+                let after = self.delay(n, weight);
                 let from_life = self.nodes[n].life;
                 self.push(
                     to,
@@ -677,10 +658,13 @@ impl World {
                 self.push(n, 1, What::Verified(change, envelope));
             }
             Command::VerifyMember { peer, credential } => {
-                let known = &self.nodes[*self.by_peer.get(&peer).expect("no such member")];
-                assert_eq!(known.member.credential, credential);
-                let member = known.member.clone();
-                self.push(n, 1, What::Member(peer, member));
+                let name = (peer, credential);
+                let member = self.credentials.get(&name).expect("no such member").clone();
+                let after = match self.with_keys {
+                    true => self.busy(n, 0, keys::VERIFY_US),
+                    false => 1,
+                };
+                self.push(n, after, What::Member(name.0, member));
             }
             Command::VerifyRevocations { envelope } => self.push(n, 1, What::Revocations(envelope)),
             Command::VerifyRoots { documents } => self.push(n, 1, What::Roots(documents)),
@@ -742,14 +726,25 @@ impl World {
                 if let Record::Grant(grant) = &record {
                     self.invariants.promised(n, grant);
                 }
+                if let Record::Member(peer, info) = &record
+                    && info.key.generation > 0
+                    && let Some(of) = self.by_peer.get(peer)
+                    && let Some(keys) = &mut self.nodes[n].keys
+                {
+                    keys.hear(*of, info.key.generation);
+                }
                 self.nodes[n].persisted.apply(record);
             }
             Command::Emit {
+                alarm,
                 reason,
                 object,
                 message,
             } => {
                 *self.told.entry(reason).or_default() += 1;
+                if alarm && self.alarms.len() < EVENTS {
+                    self.alarms.push((n, message.clone()));
+                }
                 if self.events.len() == EVENTS {
                     self.events.pop_front();
                 }

@@ -32,6 +32,20 @@ fn revocation_reaches_every_connected_node_of_1000_within_10_s() {
 }
 
 #[test]
+fn every_node_key_is_rotated_within_60_s() {
+    for seed in 1..3 {
+        let outcome = kept(Scenario::Rotation, 100, seed);
+        // 1 in 20 is off, and comes back.
+        assert_eq!(outcome.delays.count, 95);
+        assert!(
+            outcome.figures["power cut in the middle"] >= 1.0,
+            "{:?}: nobody is interrupted",
+            outcome.figures
+        );
+    }
+}
+
+#[test]
 fn change_is_everywhere_and_pods_start_in_time() {
     for seed in 1..3 {
         let change = kept(Scenario::Change, 100, seed);

@@ -71,7 +71,7 @@ enum Command {
         /// The first seed
         #[arg(long, default_value_t = 1)]
         seed: u64,
-        /// One scenario alone: revocation, change, placement, partition, half, faults
+        /// One scenario alone: revocation, rotation, change, placement, partition, half, faults
         #[arg(long)]
         only: Option<String>,
         /// Write every outcome to this file, from the root of the repository

@@ -11,7 +11,7 @@ use crate::orders::{is_used_up, to_obey};
 use crate::rest::Refused;
 use beemesh_agent_api::keys::{KeysView, NodeKeyView};
 use beemesh_agent_fabric::Credentials;
-use beemesh_agent_identity::rotation::{Command, Event as Step};
+use beemesh_agent_identity::rotation::{Command, Event as Step, turn};
 use beemesh_agent_identity::{KeyError, NodeKey, server_config};
 use beemesh_agent_sched::Event;
 use beemesh_joinpack_format::{Envelope, KeyOrder, NodeKeys, Refusal, Source, Timestamp};
@@ -23,10 +23,6 @@ use std::sync::Arc;
 pub(super) const ORDER_LIMIT: usize = beemesh_agent_sched::keys::MAX_ORDER;
 /// A box that has not joined yet has other things to do with its TPM, but not for longer than this, in milliseconds.
 const JOIN_FIRST_MS: u64 = 30_000;
-/// Nodes that hear an order at the same moment begin one after the other: so many milliseconds for each member, up to
-/// [`LONGEST_TURN_MS`].
-const TURN_MS: u64 = 20;
-const LONGEST_TURN_MS: u64 = 10_000;
 
 /// What was done elsewhere for a rotation.
 pub(super) enum Done {
@@ -130,12 +126,8 @@ impl Driver {
         }
         let may = self.announced || now >= JOIN_FIRST_MS;
         let due = wanted.filter(|_| may).filter(|_| {
-            let members = self.cell.members().count() as u64;
-            let window = (TURN_MS * members).clamp(1, LONGEST_TURN_MS);
-            // Any spread does: the end of a peer id is as good as a throw.
-            let own = keys.newest().to_ed25519();
-            let place = (u64::from(u16::from_be_bytes([own[30], own[31]])) * window) >> 16;
-            now >= *self.turn.get_or_insert(now + place)
+            let place = || now + turn(keys.newest(), self.cell.members().count());
+            now >= *self.turn.get_or_insert_with(place)
         });
         self.rotate(Step::Wanted(due));
         self.rotate(Step::Tick);

@@ -38,6 +38,7 @@ impl World {
         if taken.expect(signed) {
             let news = self.order_news(n);
             self.step(n, Event::Orders(news));
+            self.look_at_orders(n);
         }
     }
 
