@@ -1,5 +1,5 @@
-//! Three boxes, one fabric: they join from sticks, run nginx, trust each other by what their TPMs say, survive the loss of one,
-//! and know their own and whoever booted something else.
+//! Three boxes, one fabric: they join from sticks, run nginx, trust each other by what their TPMs say, survive the loss of one
+//! and a new key of one, and know their own and whoever booted something else.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -91,7 +91,9 @@ fn three_boxes_join_run_nginx_survive_a_loss_and_know_their_own() {
     for name in ["node-1", "node-2", "node-3"] {
         is_judged(&site, name, "trusted");
     }
+    a_new_key_disturbs_nobody(&site, &ctl);
     a_restart_keeps_the_peer_id(&mut site);
+    assert_eq!(key_of(&ctl, "node-3")["generation"], 1, "and the new key");
     is_judged(&site, "node-3", "trusted");
     the_key_is_useless_on_another_tpm(&mut site);
     box_with_an_altered_image_is_no_place_for_what_demands_trust(&mut site, &ctl);
@@ -229,6 +231,67 @@ fn strangers_stay_out(site: &mut Site) {
     stranger.machine.kill().unwrap();
 }
 
+fn key_of(ctl: &Ctl, name: &str) -> Value {
+    let view = ctl.json(&["keys", "status"]).unwrap();
+    let mut nodes = view["nodes"].as_array().unwrap().iter();
+    nodes.find(|node| node["name"] == name).unwrap().clone()
+}
+
+/// Every copy of a pod with its process, its start and its restarts.
+fn copies(ctl: &Ctl) -> BTreeSet<String> {
+    let pods = ctl.json(&["pods"]).unwrap();
+    let copy = |pod: &Value| format!("{} on {}: {}", pod["pod_id"], pod["node"], pod["containers"]);
+    pods.as_array().unwrap().iter().map(copy).collect()
+}
+
+fn a_new_key_disturbs_nobody(site: &Site, ctl: &Ctl) {
+    let (id, old, before) = (peer_id(site, "node-3"), key_of(ctl, "node-3"), copies(ctl));
+    assert_eq!(
+        (&old["generation"], old["key"].as_str()),
+        (&Value::from(0), Some(id.as_str()))
+    );
+    let serving = site.wait_serving(0, 3, REACTION).unwrap();
+    let rotate = ["keys", "rotate", "node-3", "--wait"];
+    let mut rotation = ctl.command(rotate).stderr(Stdio::piped()).spawn().unwrap();
+    let mut pages = 0;
+    // Until the order is obeyed, and once more.
+    loop {
+        let is_over = rotation.try_wait().unwrap().is_some();
+        for replica in &serving {
+            let node = site.nodes.iter().find(|node| node.name == replica.node).unwrap();
+            let answer = site
+                .host
+                .http_get(node.address, replica.port, "/", Duration::from_secs(10))
+                .unwrap_or_else(|error| panic!("{replica:?} does not answer: {error}"));
+            assert_eq!(
+                (answer.status, answer.body.as_slice()),
+                (200, nginx::PAGE.as_bytes())
+            );
+            pages += 1;
+        }
+        if is_over {
+            break;
+        }
+    }
+    let output = rotation.wait_with_output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(pages >= 2 * serving.len(), "{pages} pages");
+    let new = key_of(ctl, "node-3");
+    assert_eq!(
+        (&new["generation"], &new["node"]),
+        (&Value::from(1), &old["node"])
+    );
+    assert_ne!(new["key"], old["key"]);
+    assert_eq!(new["order"], Value::Null, "nothing is outstanding");
+    assert_eq!(key_of(ctl, "node-2")["generation"], 0, "nobody else was named");
+    assert_eq!(peer_id(site, "node-3"), id);
+    assert_eq!(copies(ctl), before, "a pod was started again");
+}
+
 fn a_restart_keeps_the_peer_id(site: &mut Site) {
     let before = peer_id(site, "node-3");
     let machine = &mut site.nodes[2].machine;
@@ -329,6 +392,14 @@ fn box_with_an_altered_image_is_no_place_for_what_demands_trust(site: &mut Site,
     let events = ctl.json(&["events"]).unwrap();
     let alarm = |event: &Value| event["reason"] == "AssuranceChanged" && event["object"] == "node/node-3";
     assert!(events.as_array().unwrap().iter().any(alarm), "{events}");
+    // Whoever stands before another box reads it there.
+    let console = &site.nodes[0].machine;
+    console
+        .wait_for(
+            "do not trust node `node-3`: it booted an image that no join pack",
+            REACTION,
+        )
+        .unwrap();
     let manifest = site.folder.join("vault.yaml");
     let pods = nginx::deployment(3, 0)
         .replace("name: web", "name: vault")

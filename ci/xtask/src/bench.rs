@@ -24,10 +24,58 @@ pub enum Bench {
         #[arg(long)]
         docs: bool,
     },
+    /// `joinpack verify` on a large pack: its speed beside cat and sha256sum, and its memory
+    Pack {
+        /// Size of the pack's blobs in MiB; as much again is needed while it is made
+        #[arg(long, default_value_t = 4096)]
+        mib: u64,
+        /// Runs of each program
+        #[arg(long, default_value_t = 3)]
+        runs: u16,
+        /// Where the pack is made, and removed again [default: target/bench]
+        #[arg(long, value_name = "DIR")]
+        folder: Option<PathBuf>,
+        /// Also write everything that was measured to this file
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
 }
 
-/// Builds the image, then measures.
+/// Builds what is measured, then measures.
 pub fn bench(what: Bench) -> Result<ExitCode> {
+    match what {
+        Bench::Boot {
+            boots,
+            json,
+            strict,
+            docs,
+        } => boot(boots, json, strict, docs),
+        Bench::Pack {
+            mib,
+            runs,
+            folder,
+            json,
+        } => pack(mib, runs, folder, json),
+    }
+}
+
+fn pack(mib: u64, runs: u16, folder: Option<PathBuf>, json: Option<PathBuf>) -> Result<ExitCode> {
+    if let Some(code) = setup::ensure()? {
+        return Ok(code);
+    }
+    build::binaries()?;
+    let mut bench = run::command("target/release/bench-pack");
+    bench.args(["--mib", &mib.to_string(), "--runs", &runs.to_string()]);
+    for (name, path) in [("--folder", folder), ("--json", json)] {
+        if let Some(path) = path {
+            bench.arg(name).arg(std::path::absolute(path)?);
+        }
+    }
+    run::step("bench pack", &mut bench)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn boot(boots: u16, json: Option<PathBuf>, strict: bool, docs: bool) -> Result<ExitCode> {
     if let Some(code) = setup::ensure_bench()? {
         return Ok(code);
     }
@@ -35,12 +83,6 @@ pub fn bench(what: Bench) -> Result<ExitCode> {
     if code != ExitCode::SUCCESS {
         return Ok(code);
     }
-    let Bench::Boot {
-        boots,
-        json,
-        strict,
-        docs,
-    } = what;
     let mut bench = run::command("target/release/bench-boot");
     bench.args(["--boots", &boots.to_string()]);
     // The bench runs in the root of the repository, its caller may not.

@@ -1,4 +1,4 @@
-//! `cargo xtask bench boot`: three systems with the same kernel on the same virtual machine, from the kernel's start to
+//! What `cargo xtask bench` measures. [`pack`] is apart from the rest, which is `cargo xtask bench boot`: three systems with the same kernel on the same virtual machine, from the kernel's start to
 //! ready, measured in one run.
 //!
 //! - **bare**: busybox as PID 1 in an initramfs; it says its line as its first act. The limit: no system is faster.
@@ -14,6 +14,7 @@ pub mod chart;
 pub mod debian;
 pub mod host;
 pub mod images;
+pub mod pack;
 pub mod record;
 pub mod report;
 pub mod rig;
