@@ -9,7 +9,7 @@
 use super::{What, World};
 use beemesh_agent_api::view::Assurance;
 use beemesh_agent_identity::rotation::{Command, Event as Step, Leftover, Rotator, turn};
-use beemesh_agent_sched::{KeyInfo, MemberInfo};
+use beemesh_agent_sched::{Event, KeyInfo, MemberInfo};
 use beemesh_ids::PeerId;
 use beemesh_joinpack_format::{Member, Membership, NodeKeys, SecretKey};
 use rand::RngExt;
