@@ -446,14 +446,13 @@ proptest! {
     ) {
         let numbers: Vec<u8> = QUOTED.iter().collect();
         let mut judges = vec![None];
+        let mut scene = scene();
         for (at, value) in seen {
-            let mut scene = scene();
             scene.boots(|pcrs| pcrs.extend([(numbers[usize::from(at)], Digest::of(&[value]))]));
             let before = judges.last().cloned().flatten();
             judges.push(Some(scene.judge(before.as_ref()).unwrap().1));
         }
         let altered: Vec<u8> = altered.into_iter().map(|at| numbers[at]).collect();
-        let mut scene = scene();
         scene.boots(|pcrs| {
             pcrs.clone_from(&firmware().0);
             pcrs.extend(altered.iter().map(|pcr| (*pcr, Digest::of(b"other"))));

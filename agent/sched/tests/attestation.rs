@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use beemesh_agent_api::view::NodeAssurance;
-use beemesh_agent_sched::attestation::{EVERY_MS, FIRST_MS, VALID_MS};
+use beemesh_agent_sched::attestation::{AGAIN_MS, EVERY_MS, FIRST_MS, VALID_MS};
 use beemesh_ci_sim::{Wish, World, deployment};
 use beemesh_firmware_measure::fake::FakeChip;
 use beemesh_ids::Digest;
@@ -96,7 +96,7 @@ fn node_that_boots_another_image_is_changed_and_gets_no_pod_that_demands_trust()
         "trusted",
         "what it was before its reboot does not count"
     );
-    world.run(6 * FIRST_MS);
+    world.run(AGAIN_MS + FIRST_MS);
     for by in 0..3 {
         assert_eq!(judged(&world, by, 2), "changed: PCR 11", "by {by}");
     }
@@ -125,7 +125,7 @@ fn node_that_boots_another_image_is_changed_and_gets_no_pod_that_demands_trust()
     world.nodes[2].tpm.as_mut().unwrap().1.insert(11, release());
     world.boot(2);
     world.releases(2, &[release()]);
-    let took = world.run_until(8 * FIRST_MS, |world| all_trust(world, 2));
+    let took = world.run_until(AGAIN_MS + 2 * FIRST_MS, |world| all_trust(world, 2));
     assert!(took.is_some(), "{}", world.describe());
 }
 
@@ -152,7 +152,7 @@ fn baseline_is_remembered_over_a_restart_of_the_agent() {
     world.run(8000);
     world.boot(0);
     world.releases(0, &[release()]);
-    world.run(8 * FIRST_MS);
+    world.run(AGAIN_MS + 2 * FIRST_MS);
     assert_eq!(judged(&world, 0, 1), "changed: PCR 4");
 }
 

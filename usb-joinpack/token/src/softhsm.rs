@@ -69,13 +69,22 @@ impl SoftHsm {
     /// # Panics
     /// It has no such key.
     pub fn public(&self, label: &str) -> PublicKey {
-        let shown = self.tool(&["--list-objects", "--type", "pubkey", "--id", &id(label)]);
-        // In a DER octet string.
-        let point = shown
-            .lines()
-            .find_map(|line| line.trim().strip_prefix("EC_POINT:"));
-        let point = point.and_then(|point| point.trim().strip_prefix("0420"));
-        PublicKey::try_from(point.expect("it has no such key").to_owned()).unwrap()
+        // All are listed, whatever is asked for: a key's point stands above its label.
+        let shown = self.tool(&["--list-objects", "--type", "pubkey"]);
+        let (mut point, mut found) = (None, None);
+        for line in shown.lines().map(str::trim) {
+            if let Some(shown) = line.strip_prefix("EC_POINT:") {
+                // In a DER octet string.
+                point = shown.trim().strip_prefix("0420");
+            } else if line
+                .strip_prefix("label:")
+                .is_some_and(|shown| shown.trim() == label)
+            {
+                found = point;
+                break;
+            }
+        }
+        PublicKey::try_from(found.expect("it has no such key").to_owned()).unwrap()
     }
 
     /// A command that finds the token and is not told its PIN.
