@@ -120,7 +120,8 @@ pub fn init(
 ) -> Result<FabricInfo, Failure> {
     if given.iter().any(|(role, _)| *role == Role::Operator) {
         invalid!(
-            "an operator's key on a token is of no use to `bmctl`, which signs with a context file: leave it out"
+            "the first operator's key is made here, into a context file: leave it out, and give the role to a key on a token \
+             afterwards (`joinpack fabric role add --role operator --public pkcs11:…`)"
         );
     }
     let brought = given.iter().filter(|(role, _)| *role == Role::Root).count();
