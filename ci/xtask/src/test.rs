@@ -92,17 +92,8 @@ pub fn test(only: Option<&str>) -> Result<ExitCode> {
         }
     }
     if wanted("unit") {
-        let line = [
-            "test",
-            "--release",
-            "--workspace",
-            "--exclude",
-            "beemesh-ci-e2e",
-            "--no-fail-fast",
-        ];
+        let line = ["test", "--release", "--workspace", "--no-fail-fast"];
         tally.cargo_tests("unit, property and namespace tests", &mut run::cargo(&line))?;
-        let line = ["test", "--release", "--package", "beemesh-ci-e2e", "--lib"];
-        tally.cargo_tests("unit tests of the bench", &mut run::cargo(&line))?;
     }
     if wanted("guest") || wanted("stories") {
         let built = tally.one("build", build::binaries)

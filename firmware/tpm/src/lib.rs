@@ -2,7 +2,7 @@
 //! opens what others encrypted to it, and lets the TPM say what was booted.
 //!
 //! [`DeviceTpm`] binds a secret to a TPM 2.0 and to PCR 7 (Secure Boot state); [`SoftwareTpm`] stands in where there
-//! is no TPM and protects nothing; [`FakeTpm`] is for tests. Nothing here decides what a secret is for, stores a blob,
+//! is no TPM and protects nothing; [`FakeTpm`] and [`swtpm`] are for tests. Nothing here decides what a secret is for, stores a blob,
 //! or falls back silently: a TPM that is present and fails is an error, and the [`Kind`] is visible to every caller.
 //!
 //! Invariant: a blob that one of them made is either opened to the same bytes or refused with the reason.
@@ -14,7 +14,6 @@ mod endorsement;
 mod fake;
 mod memory;
 mod software;
-#[cfg(feature = "swtpm")]
 pub mod swtpm;
 
 pub use device::DeviceTpm;

@@ -3,7 +3,6 @@
 //! Sources: PKCS#11 2.40 and 3.0 (`CKM_EDDSA` without parameters is Ed25519 on that curve); RFC 7512 (URIs). Invariant: no PIN
 //! is taken from a command line, where other users could read it.
 
-#[cfg(feature = "softhsm")]
 pub mod softhsm;
 
 use beemesh_joinpack_format::{PublicKey, SignError, Signer};

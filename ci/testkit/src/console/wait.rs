@@ -79,7 +79,8 @@ pub enum WaitError {
 }
 
 impl Console {
-    /// Waits for a line with the pattern, among all that is kept and what comes.
+    /// Waits for a line with the pattern, among all that is kept and what comes. The line has come whole: whoever reads
+    /// a number behind the text finds all of it.
     ///
     /// # Errors
     /// [`WaitError`], with the last lines.
@@ -101,6 +102,18 @@ impl Console {
             .map(|(_, line)| line)
     }
 
+    /// Waits for a prompt: text that the machine leaves at the end without ending the line. What is kept counts too.
+    ///
+    /// # Errors
+    /// [`WaitError`], with the last lines.
+    pub fn wait_for_prompt(&self, prompt: &str, timeout: Duration) -> Result<Line, WaitError> {
+        self.wait_until(timeout, &[prompt.into()], |state| {
+            let partial = state.partial().filter(|line| line.text.ends_with(prompt))?;
+            Some((0, partial))
+        })
+        .map(|(_, line)| line)
+    }
+
     /// Waits for a line after the mark with any of the patterns, such as success and the known ways to fail; returns
     /// which one it was. The first line that matches wins, and in it the first pattern.
     ///
@@ -112,14 +125,26 @@ impl Console {
         patterns: &[Pattern],
         timeout: Duration,
     ) -> Result<(usize, Line), WaitError> {
-        let deadline = Instant::now() + timeout;
         let mut from = mark.0;
+        self.wait_until(timeout, patterns, |state| {
+            let found = state.search(from, patterns);
+            from = from.max(state.next);
+            found
+        })
+    }
+
+    fn wait_until(
+        &self,
+        timeout: Duration,
+        patterns: &[Pattern],
+        mut find: impl FnMut(&State) -> Option<(usize, Line)>,
+    ) -> Result<(usize, Line), WaitError> {
+        let deadline = Instant::now() + timeout;
         let mut state = self.lock();
         loop {
-            if let Some(found) = state.search(from, patterns) {
+            if let Some(found) = find(&state) {
                 return Ok(found);
             }
-            from = from.max(state.next);
             let wanted = || {
                 patterns
                     .iter()
@@ -155,16 +180,9 @@ impl State {
     fn search(&self, from: u64, patterns: &[Pattern]) -> Option<(usize, Line)> {
         let oldest = self.lines.front().map_or(self.next, |l| l.number);
         let skip = usize::try_from(from.saturating_sub(oldest)).unwrap_or(usize::MAX);
-        let which = |text: &str| patterns.iter().position(|p| p.matches(text));
-        let complete = self
-            .lines
-            .iter()
-            .skip(skip)
-            .find_map(|l| which(&l.text).map(|p| (p, l.clone())));
-        // A prompt does not end its line.
-        complete.or_else(|| {
-            let partial = self.partial().filter(|l| l.number >= from)?;
-            which(&partial.text).map(|p| (p, partial))
+        self.lines.iter().skip(skip).find_map(|line| {
+            let which = patterns.iter().position(|p| p.matches(&line.text))?;
+            Some((which, line.clone()))
         })
     }
 
@@ -222,7 +240,7 @@ mod tests {
     fn what_came_before_the_mark_does_not_count() {
         let (console, mut machine) = console();
         machine.write_all(b"ready\nrebo").unwrap();
-        console.wait_for("rebo", SOON).unwrap();
+        console.wait_for_prompt("rebo", SOON).unwrap();
         let mark = console.mark();
         machine.write_all(b"ot, not ready\n").unwrap();
         let late = console.wait_for_after(mark, "ready", Duration::from_millis(50));
@@ -238,11 +256,25 @@ mod tests {
     fn a_prompt_without_line_end_is_found_and_can_be_answered() {
         let (console, mut machine) = console();
         machine.write_all(b"login: ").unwrap();
-        console.wait_for("login: ", SOON).unwrap();
+        console.wait_for_prompt("login: ", SOON).unwrap();
         console.write("root\r").unwrap();
         let mut typed = [0; 5];
         machine.read_exact(&mut typed).unwrap();
         assert_eq!(&typed, b"root\r");
+    }
+
+    #[test]
+    fn a_line_is_found_when_all_of_it_is_there() {
+        let (console, mut machine) = console();
+        machine.write_all(b"Its code is ").unwrap();
+        console.wait_for_prompt("Its code is ", SOON).unwrap();
+        let early = console.wait_for("Its code is", Duration::from_millis(50));
+        assert!(matches!(early, Err(WaitError::TimedOut { .. })), "{early:?}");
+        machine.write_all(b"12345-67890\n").unwrap();
+        assert_eq!(
+            console.wait_for("Its code is", SOON).unwrap().text,
+            "Its code is 12345-67890"
+        );
     }
 
     #[test]
