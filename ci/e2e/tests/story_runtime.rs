@@ -23,9 +23,13 @@ fn initrd(binaries: &Binaries, folder: &Path) -> PathBuf {
     }
     fs::copy("/bin/busybox", root.join("bin/busybox"))
         .expect("busybox-static is missing: run `cargo xtask setup`");
-    let built = binaries.target.join("x86_64-unknown-linux-gnu/release");
-    for name in ["beemesh-shim", "runtime-contract"] {
-        fs::copy(built.join(name), root.join("bin").join(name)).unwrap();
+    let contract = binaries.target.join("release/runtime-contract");
+    guest::copy_program(&contract, &root).unwrap();
+    let shim = binaries
+        .target
+        .join("x86_64-unknown-linux-gnu/release/beemesh-shim");
+    for program in [&contract, &shim] {
+        fs::copy(program, root.join("bin").join(program.file_name().unwrap())).unwrap();
     }
     guest::copy_modules(binaries, MODULES, &root.join("modules")).unwrap();
     let initrd = folder.join("initrd.cpio");

@@ -4,14 +4,13 @@ use crate::{run, setup};
 use anyhow::Result;
 use std::process::{Command, ExitCode};
 
-/// What runs in a guest without a C library: PID 1, the log, the control, the network, the shim, and the test of the container runtime.
+/// What runs in a guest without a C library: PID 1, the log, the control, the network and the shim.
 const STATIC: &[&str] = &[
     "beemesh-init-pid1",
     "beemesh-init-logd",
     "beemesh-init-control",
     "beemesh-init-net",
     "beemesh-agent-shim",
-    "beemesh-agent-runtime",
 ];
 /// The target is named so that the flags below reach the guest's code alone and no build script.
 const TARGET: &str = "x86_64-unknown-linux-gnu";

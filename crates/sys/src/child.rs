@@ -55,6 +55,22 @@ pub fn keep_open_over_exec(command: &mut Command, descriptors: Vec<OwnedFd>) -> 
     numbers
 }
 
+/// Makes the child of `command` inherit its three streams and nothing else: libraries in C open descriptors that would stay
+/// open over exec, and another thread may just do so. Source: close_range(2), Linux 5.11 and later.
+pub fn inherit_streams_alone(command: &mut Command) {
+    let close = || -> io::Result<()> {
+        // SAFETY: close_range(2) takes numbers only, is async-signal-safe, and closes nothing before the exec.
+        let done =
+            unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) };
+        if done < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    };
+    // SAFETY: the closure allocates nothing, takes no lock and calls only async-signal-safe functions.
+    unsafe { command.pre_exec(close) };
+}
+
 /// Lets other threads go first: the calling thread's nice value rises by `steps` (at most to 19). Source: nice(2); on
 /// Linux it is a property of the thread.
 pub fn yield_to_others(steps: u8) {
@@ -65,6 +81,23 @@ pub fn yield_to_others(steps: u8) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn child_inherits_no_descriptor_that_a_library_left_open() {
+        let (left, _other) = std::io::pipe().unwrap();
+        nix::fcntl::fcntl(&left, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+        let listed = |command: &mut Command| {
+            let output = command.arg("/proc/self/fd").output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let mark = left.as_raw_fd().to_string();
+        let leaked = listed(&mut Command::new("ls"));
+        assert!(leaked.lines().any(|line| line == mark), "{leaked}");
+        let mut alone = Command::new("ls");
+        inherit_streams_alone(&mut alone);
+        let clean = listed(&mut alone);
+        assert!(!clean.lines().any(|line| line == mark), "{clean}");
+    }
 
     #[test]
     fn child_leads_a_session_of_its_own() {

@@ -15,7 +15,7 @@ pub mod planted;
 mod watch;
 mod watchdog;
 
-pub use child::{join_before_exec, keep_open_over_exec, yield_to_others};
+pub use child::{inherit_streams_alone, join_before_exec, keep_open_over_exec, yield_to_others};
 pub use clock::{RtcTime, read_rtc, slew_clock, write_rtc};
 pub use descriptors::{Received, pass_on, receive, take_inherited};
 pub use disposition::{DispositionError, reset_signal};

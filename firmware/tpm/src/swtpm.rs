@@ -40,7 +40,10 @@ impl Swtpm {
             .port();
         let next = port.checked_add(1)?;
         TcpListener::bind(("127.0.0.1", next)).ok()?;
-        let process = Command::new("swtpm")
+        let mut swtpm = Command::new("swtpm");
+        // The TPM library's sockets stay open over exec: a chip that held another thread's would keep that one's chip waiting.
+        beemesh_sys::inherit_streams_alone(&mut swtpm);
+        let process = swtpm
             .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
             .args(["--tpmstate", &format!("dir={}", state.display())])
             .args(["--server", &format!("type=tcp,bindaddr=127.0.0.1,port={port}")])
