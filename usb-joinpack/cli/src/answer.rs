@@ -10,6 +10,7 @@ use crate::create::{self, as_input, voucher};
 use crate::fabric::{Answered, Fabric};
 use crate::failure::{Failure, invalid};
 use crate::keyring::KeyArgs;
+use crate::log_key;
 use crate::media::Media;
 use crate::show::{self, AnswerView, AnswersView, Form, RefusedView};
 use crate::vendor::{Unproven, Vendors};
@@ -428,6 +429,7 @@ fn follow_up(
     }
     manifest.roots = fabric.roots.envelopes().to_vec();
     manifest.revocations = fabric.snapshots(issued)?;
+    manifest.log_key = log_key::public(fabric.dir())?.or(manifest.log_key);
     (manifest.issued, manifest.expires) = (issued, expires);
     Ok((manifest, held))
 }

@@ -7,11 +7,13 @@ use crate::vendor::Unproven;
 use anyhow::Context as _;
 use beemesh_ids::{Digest, FabricId, NodeName, PeerId};
 use beemesh_joinpack_format::{
-    ApprovalCode, KeyOrder, KeyOrders, Manifest, NodeEntry, Outcome, Part, PartKind, Receipt, ReceiptMachine,
-    Refusal, ReleaseEntry, Request, RevocationSet, Revocations, Role, RootChain, TimeSource, Timestamp,
+    ApprovalCode, KeyOrder, KeyOrders, LogKey, Manifest, NodeEntry, Outcome, Part, PartKind, Receipt,
+    ReceiptMachine, Refusal, ReleaseEntry, Request, RevocationSet, Revocations, Role, RootChain, TimeSource,
+    Timestamp,
 };
 use serde::Serialize;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -77,6 +79,8 @@ pub struct PackView {
     pub blank_disk: bool,
     /// OS releases that members may have booted.
     pub releases: Vec<ReleaseEntry>,
+    /// The key to which boxes encrypt the logs that they leave on the stick.
+    pub log_key: Option<LogKey>,
 }
 
 /// An image.
@@ -137,6 +141,7 @@ impl PackView {
             requests: manifest.requests,
             blank_disk: manifest.state.blank_disk,
             releases: manifest.releases.clone(),
+            log_key: manifest.log_key,
         }
     }
 
@@ -194,6 +199,12 @@ impl PackView {
             line(
                 "release",
                 format!("{}, PCR 11 {}", release.version, release.pcr11),
+            );
+        }
+        if let Some(key) = &self.log_key {
+            line(
+                "logs",
+                format!("boxes leave their log on the stick, encrypted to {key}"),
             );
         }
         line(
@@ -308,6 +319,8 @@ pub struct ReceiptView {
     pub message: Option<String>,
     /// What a pack that was applied brought.
     pub parts: Vec<Part>,
+    /// The log beside it.
+    pub log: Option<LogView>,
     /// The node's key signed it.
     pub signed: bool,
     /// `member` of the fabric that was given, `signed` by the node's key, `unsigned`, or `bad`.
@@ -336,6 +349,7 @@ impl ReceiptView {
             code,
             message,
             parts: receipt.parts,
+            log: None,
             signed: proof != "unsigned",
             proof,
         }
@@ -350,6 +364,33 @@ impl ReceiptView {
             code: Some(why.code().to_owned()),
             message: Some(why.to_string()),
             ..Self::default()
+        }
+    }
+}
+
+/// The log beside a receipt.
+#[derive(Debug, Serialize)]
+pub struct LogView {
+    /// Path on the stick.
+    pub file: String,
+    /// Bytes of that file.
+    pub size: u64,
+    /// The key that it is encrypted to.
+    pub key: LogKey,
+    /// Where it was written to, in the clear.
+    pub saved: Option<PathBuf>,
+    /// Code of the refusal, where it could not be opened.
+    pub code: Option<&'static str>,
+    /// The sentence.
+    pub message: Option<String>,
+}
+
+impl LogView {
+    fn in_words(&self) -> String {
+        match (&self.saved, self.code, &self.message) {
+            (_, Some(code), Some(message)) => format!("log REFUSED ({code}), `{}`: {message}", self.file),
+            (Some(path), ..) => format!("log in `{}`", path.display()),
+            _ => format!("log of {}", in_words(self.size)),
         }
     }
 }
@@ -392,6 +433,14 @@ fn machine_in_words(machine: &ReceiptMachine) -> String {
 }
 
 fn outcome_in_words(receipt: &ReceiptView) -> String {
+    let outcome = deed_in_words(receipt);
+    match &receipt.log {
+        Some(log) => format!("{outcome}; {}", log.in_words()),
+        None => outcome,
+    }
+}
+
+fn deed_in_words(receipt: &ReceiptView) -> String {
     if let (Some(code), Some(message)) = (&receipt.code, &receipt.message) {
         // A bad receipt has no node to be found by.
         return match receipt.result {

@@ -13,6 +13,7 @@ mod endorsement;
 mod key;
 mod key_order;
 pub mod limits;
+mod log;
 mod machine;
 mod manifest;
 mod membership;
@@ -39,6 +40,7 @@ pub use endorsement::EndorsementFile;
 pub use key::{KeyId, PublicKey, SecretKey, SignError, Signer};
 pub use key_order::{KEY_ORDER_PAYLOAD_TYPE, KeyOrder, KeyOrders};
 pub use limits::MANIFEST_LIMIT;
+pub use log::{LogEntry, LogKey, LogSecret, surplus_logs};
 pub use machine::Machine;
 pub use manifest::{
     ImageEntry, MANIFEST_PAYLOAD_TYPE, Manifest, NodeEntry, NodeNetwork, PackVoucher, ReleaseEntry,

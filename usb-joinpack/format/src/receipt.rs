@@ -7,8 +7,8 @@
 use crate::refusal::clean;
 use crate::validate::{parse_payload, payload};
 use crate::{
-    EndorsementFile, Envelope, Member, Membership, PublicKey, Refusal, RoleKeys, RootChain, SecretKey,
-    Timestamp, limits,
+    EndorsementFile, Envelope, LogEntry, Member, Membership, PublicKey, Refusal, RoleKeys, RootChain,
+    SecretKey, Timestamp, limits,
 };
 use beemesh_ids::{Digest, FabricId, NodeName, PeerId};
 use serde::{Deserialize, Serialize};
@@ -49,6 +49,9 @@ pub struct Receipt {
     pub outcome: Outcome,
     /// What a pack that was applied brought, and what of it was not taken.
     pub parts: Vec<Part>,
+    /// The log that lies beside it, at [`Receipt::log_path`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogEntry>,
 }
 
 /// What the machine is recognised by, so that a place of a later pack can be tied to it.
@@ -246,6 +249,11 @@ impl Receipt {
     /// Relative path in the pack: `receipts/<peer>-<what>.json`, fit for FAT. One for each machine and pack: the same pack
     /// again replaces the receipt.
     pub fn path(&self) -> String {
+        format!("receipts/{}.json", self.stem())
+    }
+
+    /// Its name without the ending.
+    pub(crate) fn stem(&self) -> String {
         let peer = self.peer_id.as_ref().map_or("unknown", |peer| peer.short());
         let serial = self
             .serial
@@ -256,7 +264,7 @@ impl Receipt {
             (None, Some(pack)) => pack.hex().chars().take(26).collect(),
             (None, None) => "none".to_owned(),
         };
-        format!("receipts/{peer}-{tail}.json")
+        format!("{peer}-{tail}")
     }
 }
 

@@ -277,6 +277,7 @@ fn receipt(outcome: Outcome) -> Receipt {
             what: "dhcp".into(),
             refused: Some("no such card".into()),
         }],
+        log: None,
     }
 }
 

@@ -1,0 +1,210 @@
+//! What a visit leaves on a stick, read at home by the binary itself: the logs beside the receipts.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod bench;
+
+use beemesh_ids::Digest;
+use beemesh_joinpack_format::{
+    Assurance, LogKey, Membership, Outcome, Pack, Receipt, ReceiptMachine, SecretKey, TimeSource, Timestamp,
+    Verified,
+};
+use bench::{bench, done, ends, joinpack};
+use serde_json::Value;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+const LOG: &[u8] = b"{\"message\":\"reading the join stick\"}\n";
+
+fn pack_in(folder: &Path) -> Pack<Verified> {
+    let bytes = fs::read(folder.join("joinpack.json")).unwrap();
+    Pack::parse(&bytes)
+        .unwrap()
+        .verify(None, Timestamp::EPOCH, None)
+        .unwrap()
+}
+
+fn node(n: u8) -> SecretKey {
+    SecretKey::from_bytes([n; 32])
+}
+
+/// The receipt of a machine with key `n` that took the place `till-<n>` of the pack in `folder`.
+fn receipt(folder: &Path, n: u8) -> Receipt {
+    let pack = pack_in(folder);
+    let peer = beemesh_ids::PeerId::from_ed25519(node(n).public().as_bytes());
+    let offer = &pack.manifest().vouchers[usize::from(n) - 1];
+    let (one_time, now) = (offer.one_time_key.as_ref().unwrap(), pack.manifest().issued);
+    let membership = Membership::redeem(&offer.envelope, one_time, &peer, Assurance::Tpm, now);
+    Receipt {
+        node: Some(format!("till-{n}").parse().unwrap()),
+        fabric: Some(pack.roots().fabric_id().clone()),
+        membership: Some(membership.unwrap()),
+        peer_id: Some(peer),
+        machine: ReceiptMachine::default(),
+        boot_id: "d5e4c4fe-0f5e-4b0f-8f0b-6c1d3c9a7e55".into(),
+        at: Timestamp::parse("2026-01-02T03:04:05Z").unwrap(),
+        time_source: TimeSource::Ntp,
+        serial: Some(pack.manifest().serial.clone()),
+        pack: Some(Digest::of(b"joinpack.json")),
+        outcome: Outcome::Applied,
+        parts: Vec::new(),
+        log: None,
+    }
+}
+
+fn put(folder: &Path, path: &str, content: &[u8]) {
+    let path = folder.join(path);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, content).unwrap();
+}
+
+fn leave(folder: &Path, n: u8, receipt: &Receipt) {
+    let envelope = receipt.to_envelope(Some(&node(n))).unwrap();
+    put(folder, &receipt.path(), &envelope.to_json());
+}
+
+/// Leaves a receipt with a log, and returns the path of the log.
+fn leave_log(folder: &Path, n: u8, key: LogKey) -> String {
+    let fabric = pack_in(folder).roots().fabric_id().clone();
+    let mut receipt = receipt(folder, n);
+    let file = receipt.attach_log(LOG, &fabric, &key, [n; 32]).unwrap();
+    let path = receipt.log_path().unwrap();
+    put(folder, &path, &file);
+    leave(folder, n, &receipt);
+    path
+}
+
+/// Two places, and a machine in each, which left a log.
+fn visited() -> (tempfile::TempDir, [String; 2]) {
+    let dir = bench();
+    let folder = dir.path().join("pack");
+    let key = pack_in(&folder).manifest().log_key.unwrap();
+    let logs = [1, 2].map(|n| leave_log(&folder, n, key));
+    (dir, logs)
+}
+
+const SHOW: [&str; 5] = ["receipts", "pack", "--fabric", "fab", "--logs"];
+
+#[test]
+fn logs_come_out_in_the_clear_for_the_operator_alone() {
+    let (dir, _) = visited();
+    let mode = |path: &str| fs::metadata(dir.path().join(path)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode("fab/log.json"), 0o600);
+    let key = done(dir.path(), &["inspect", "pack", "-o", "json"]).json()["log_key"].clone();
+    let shown = done(dir.path(), &["inspect", "pack"]).out;
+    assert!(shown.contains(key.as_str().unwrap()), "{shown}");
+    let secret = fs::read_to_string(dir.path().join("fab/log.json")).unwrap();
+    let secret: Value = serde_json::from_str(&secret).unwrap();
+    assert_eq!(secret["public"], key);
+    assert!(!shown.contains(secret["secret"].as_str().unwrap()));
+
+    let views = done(dir.path(), &[&SHOW[..], &["out", "-o", "json"]].concat()).json();
+    for (node, name) in [
+        ("till-1", "out/till-1-20260102T030405Z.log"),
+        ("till-2", "out/till-2-20260102T030405Z.log"),
+    ] {
+        let mut all = views.as_array().unwrap().iter();
+        let log = &all.find(|view| view["node"] == node).unwrap()["log"];
+        assert_eq!((&log["saved"], &log["key"]), (&name.into(), &key));
+        assert_eq!(
+            (fs::read(dir.path().join(name)).unwrap().as_slice(), mode(name)),
+            (LOG, 0o600)
+        );
+    }
+    // The same again is the same; another file is not overwritten.
+    let words = done(dir.path(), &[&SHOW[..], &["out"]].concat()).out;
+    assert!(
+        words.contains("log in `out/till-1-20260102T030405Z.log`"),
+        "{words}"
+    );
+    fs::write(dir.path().join("out/till-1-20260102T030405Z.log"), "mine").unwrap();
+    ends(
+        dir.path(),
+        &[&SHOW[..], &["out"]].concat(),
+        2,
+        "holds something else",
+    );
+    // Without a wish for it, and without the key, it is only said that it is there.
+    let words = done(dir.path(), &["receipts", "pack"]).out;
+    assert!(words.contains("log of "), "{words}");
+    assert_eq!(
+        joinpack(dir.path(), &["receipts", "pack", "--logs", "out"]).code,
+        2
+    );
+}
+
+#[test]
+fn what_is_wrong_with_one_log_is_said_and_hides_no_other() {
+    let (dir, [one, _]) = visited();
+    let file = dir.path().join("pack").join(&one);
+    let good = fs::read(&file).unwrap();
+    let mut altered = good.clone();
+    altered[60] ^= 1;
+    for (code, words, content) in [
+        ("log-altered", "altered, damaged or exchanged", Some(altered)),
+        ("log-cut-off", "cut off", Some(good[..50].to_vec())),
+        ("log-missing", "not on the stick", None),
+    ] {
+        match content {
+            Some(content) => fs::write(&file, content).unwrap(),
+            None => fs::remove_file(&file).unwrap(),
+        }
+        let out = format!("out-{code}");
+        ends(dir.path(), &[&SHOW[..], &[&out]].concat(), 3, words);
+        let run = joinpack(dir.path(), &[&SHOW[..], &[&out, "-o", "json"]].concat());
+        let views = run.json();
+        let of = |node: &str| {
+            let mut all = views.as_array().unwrap().iter();
+            all.find(|view| view["node"] == node).unwrap()["log"].clone()
+        };
+        assert_eq!((run.code, &of("till-1")["code"]), (3, &code.into()), "{views}");
+        assert!(
+            of("till-1")["saved"].is_null() && of("till-2")["saved"].is_string(),
+            "{views}"
+        );
+        // Who does not ask for logs is told of receipts alone.
+        done(dir.path(), &["receipts", "pack", "--fabric", "fab"]);
+    }
+}
+
+#[test]
+fn key_that_was_replaced_still_opens_what_was_encrypted_to_it() {
+    let (dir, _) = visited();
+    let at = dir.path();
+    let view = done(at, &["fabric", "log-key", "fab", "-o", "json"]).json();
+    assert_eq!(
+        (&view["result"], &view["before"]),
+        (&"replaced".into(), &"fab/log-1.json".into())
+    );
+    done(
+        at,
+        &["create", "--fabric", "fab", "--out", "next", "--nodes", "1"],
+    );
+    let next = done(at, &["inspect", "next", "-o", "json"]).json();
+    assert_eq!(next["log_key"], view["log_key"]);
+    done(at, &[&SHOW[..], &["out"]].concat());
+    fs::rename(at.join("fab/log-1.json"), at.join("elsewhere")).unwrap();
+    ends(
+        at,
+        &[&SHOW[..], &["none"]].concat(),
+        3,
+        "which is not among the `log*.json`",
+    );
+    // A secret that others can read is not used.
+    fs::rename(at.join("elsewhere"), at.join("fab/log-1.json")).unwrap();
+    fs::set_permissions(at.join("fab/log-1.json"), fs::Permissions::from_mode(0o644)).unwrap();
+    ends(at, &[&SHOW[..], &["none"]].concat(), 3, "chmod 600");
+    // A fabric from before there were log keys makes packs without one, until it gets one.
+    for file in ["fab/log-1.json", "fab/log.json"] {
+        fs::remove_file(at.join(file)).unwrap();
+    }
+    ends(at, &[&SHOW[..], &["none"]].concat(), 2, "holds no log key");
+    done(
+        at,
+        &["create", "--fabric", "fab", "--out", "without", "--nodes", "1"],
+    );
+    assert!(done(at, &["inspect", "without", "-o", "json"]).json()["log_key"].is_null());
+    let words = done(at, &["fabric", "log-key", "fab"]).out;
+    assert!(words.contains("made in `fab/log.json`"), "{words}");
+    ends(at, &["fabric", "log-key", "pack"], 2, "root.json");
+}
