@@ -300,6 +300,7 @@ mod tests {
                 chain: None,
                 boot_id: String::new(),
                 at: NOW,
+                attestation: None,
             };
             let content = request.to_envelope(&secret).unwrap().to_json();
             (request, content)

@@ -4,6 +4,7 @@
 
 mod answer;
 mod ask;
+mod boot;
 mod boxes;
 mod chance;
 mod create;

@@ -1,8 +1,9 @@
 //! `joinpack receipts`: reads the receipts that nodes left on a stick, checks them, opens the logs beside them, and takes the
-//! endorsement keys out of them. Writes nothing to the stick.
+//! endorsement keys out of them; judges what each machine booted. Writes nothing to the stick.
 //!
 //! Invariant: one bad receipt or log hides no other: each is shown with its reason, and the command is refused in the end.
 
+use crate::boot::Boots;
 use crate::fabric;
 use crate::failure::{Failure, invalid};
 use crate::log_key;
@@ -31,6 +32,10 @@ pub struct ReceiptsArgs {
     /// Opens the logs beside the receipts with the log key of the fabric, and writes each to a file NODE-TIME.log in this folder
     #[arg(long, value_name = "DIR", requires = "fabric")]
     logs: Option<PathBuf>,
+    /// An OS release that counts: the `release.json` that `image build` wrote beside the image. Machines whose TPM says that they
+    /// booted it are shown as `trusted`, others as `changed`; may be given several times
+    #[arg(long = "release", value_name = "FILE")]
+    releases: Vec<PathBuf>,
     /// Writes the endorsement key of each machine to a file in this folder, for `joinpack create --node …,ek=FILE`
     #[arg(long, value_name = "DIR")]
     ek_to: Option<PathBuf>,
@@ -50,6 +55,7 @@ pub fn receipts(arguments: &ReceiptsArgs) -> Result<(), Failure> {
         (Some(to), Some(dir), Some(roots)) => Some(Logs::new(to, dir, roots)?),
         _ => None,
     };
+    let mut boots = Boots::new(&arguments.releases)?;
     let media = Media::open(&arguments.path)?;
     let mut views = Vec::new();
     let mut bad = None;
@@ -57,9 +63,16 @@ pub fn receipts(arguments: &ReceiptsArgs) -> Result<(), Failure> {
     let mut names: Vec<_> = media.listing()?;
     names.retain(|name| name.starts_with("receipts/") && name.ends_with(".json"));
     names.sort();
+    let mut found = Vec::new();
     for name in names.into_iter().take(RECEIPTS) {
         let content = media.read(&name, limits::RECEIPT_LIMIT)?.unwrap_or_default();
-        views.push(match check(&content, roots.as_ref()) {
+        found.push((name, check(&content, roots.as_ref())));
+    }
+    // What a machine booted is compared with what it booted before.
+    let at = |found: &Result<(Receipt, &str), Refusal>| found.as_ref().ok().map(|(receipt, _)| receipt.at);
+    found.sort_by(|a, b| (at(&a.1), &a.0).cmp(&(at(&b.1), &b.0)));
+    for (name, checked) in found {
+        views.push(match checked {
             Ok((receipt, proof)) => {
                 if let (Some(peer), Some(ek), true) =
                     (&receipt.peer_id, &receipt.machine.ek, proof != "unsigned")
@@ -75,6 +88,7 @@ pub fn receipts(arguments: &ReceiptsArgs) -> Result<(), Failure> {
                 }
                 ReceiptView {
                     log,
+                    boot: (proof != "unsigned").then(|| boots.of_receipt(&receipt)),
                     ..ReceiptView::new(name, receipt, proof)
                 }
             }
@@ -85,6 +99,7 @@ pub fn receipts(arguments: &ReceiptsArgs) -> Result<(), Failure> {
             }
         });
     }
+    views.sort_by(|a, b| a.file.cmp(&b.file));
     show::print(arguments.output, &views, |views| show::receipts_in_words(views))?;
     if let Some(folder) = &arguments.ek_to {
         save_keys(folder, &keys)?;

@@ -1,5 +1,6 @@
 //! What people and scripts are shown: packs, receipts, fabrics. Decides nothing, and never shows a secret.
 
+use crate::boot::BootView;
 use crate::chance;
 use crate::disk::in_words;
 use crate::failure::Failure;
@@ -321,6 +322,8 @@ pub struct ReceiptView {
     pub parts: Vec<Part>,
     /// The log beside it.
     pub log: Option<LogView>,
+    /// What the machine booted, by its TPM; `None` where nobody signed.
+    pub boot: Option<BootView>,
     /// The node's key signed it.
     pub signed: bool,
     /// `member` of the fabric that was given, `signed` by the node's key, `unsigned`, or `bad`.
@@ -350,6 +353,7 @@ impl ReceiptView {
             message,
             parts: receipt.parts,
             log: None,
+            boot: None,
             signed: proof != "unsigned",
             proof,
         }
@@ -413,11 +417,14 @@ pub fn receipts_in_words(receipts: &[ReceiptView]) -> String {
             text(at),
             text(r.serial.clone()),
             r.proof.into(),
+            text(r.boot.as_ref().map(BootView::in_words)),
             outcome_in_words(r),
         ]
     });
     table(
-        &["NODE", "PEER", "MACHINE", "AT", "PACK", "PROOF", "OUTCOME"],
+        &[
+            "NODE", "PEER", "MACHINE", "AT", "PACK", "PROOF", "BOOT", "OUTCOME",
+        ],
         rows,
     )
 }
@@ -487,6 +494,8 @@ pub struct AnswerView {
     pub maker: Option<String>,
     /// Why it is not proven.
     pub unproven: Option<String>,
+    /// What it booted, by its TPM.
+    pub boot: Option<BootView>,
 }
 
 impl AnswerView {
@@ -495,6 +504,7 @@ impl AnswerView {
         let content = request.map(|(_, request, _)| request);
         let proof = request.map(|(_, _, proof)| proof);
         Self {
+            boot: None,
             file: request.map(|(file, ..)| file.to_owned()).unwrap_or_default(),
             node: node.clone(),
             peer_id: content.map(|request| request.peer_id.clone()),
@@ -568,10 +578,11 @@ impl AnswersView {
                         (None, Some(why)) => format!("UNPROVEN: {why}"),
                         (None, None) => "UNPROVEN".to_owned(),
                     },
+                    answer.boot.as_ref().map(BootView::in_words).unwrap_or_default(),
                     answer.file.clone(),
                 ]
             });
-            text += &table(&["NODE", "CODE", "MACHINE", "PROOF", "REQUEST"], rows);
+            text += &table(&["NODE", "CODE", "MACHINE", "PROOF", "BOOT", "REQUEST"], rows);
         }
         if !self.refused.is_empty() {
             let rows = self

@@ -408,6 +408,7 @@ fn receipts_are_listed_and_forged_ones_refused() {
             refused: Some("no such card".into()),
         }],
         log: None,
+        attestation: None,
     };
     let folder = dir.path().join("pack/receipts");
     fs::create_dir(&folder).unwrap();

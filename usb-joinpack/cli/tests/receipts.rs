@@ -1,12 +1,14 @@
-//! What a visit leaves on a stick, read at home by the binary itself: the logs beside the receipts.
+//! What a visit leaves on a stick, read at home by the binary itself: the logs beside the receipts, and what the boxes booted.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod bench;
 
+use beemesh_agent_sched::attestation::QUOTED;
+use beemesh_firmware_measure::fake::FakeChip;
 use beemesh_ids::Digest;
 use beemesh_joinpack_format::{
-    Assurance, LogKey, Membership, Outcome, Pack, Receipt, ReceiptMachine, SecretKey, TimeSource, Timestamp,
-    Verified,
+    Assurance, BootQuote, EndorsementFile, LogKey, Membership, Outcome, Pack, QuoteParts, Receipt,
+    ReceiptMachine, Registers, SecretKey, TimeSource, Timestamp, Verified,
 };
 use bench::{bench, done, ends, joinpack};
 use serde_json::Value;
@@ -49,6 +51,7 @@ fn receipt(folder: &Path, n: u8) -> Receipt {
         outcome: Outcome::Applied,
         parts: Vec::new(),
         log: None,
+        attestation: None,
     }
 }
 
@@ -207,4 +210,110 @@ fn key_that_was_replaced_still_opens_what_was_encrypted_to_it() {
     let words = done(at, &["fabric", "log-key", "fab"]).out;
     assert!(words.contains("made in `fab/log.json`"), "{words}");
     ends(at, &["fabric", "log-key", "pack"], 2, "root.json");
+}
+
+/// The quote of a machine whose register N holds the digest of N, but for those in `other`.
+fn quote(chip: &FakeChip, nonce: &Digest, other: &[u8]) -> BootQuote {
+    let value = |pcr: u8| match other.contains(&pcr) {
+        true => (pcr, Digest::of(b"other")),
+        false => (pcr, Digest::of(&[pcr])),
+    };
+    let signed = chip.quote(nonce.as_bytes(), &QUOTED.iter().map(value).collect());
+    let parts = QuoteParts {
+        ak: chip.public(),
+        attest: signed.attest,
+        signature: signed.signature,
+    };
+    BootQuote::new(&parts, Registers(signed.pcrs))
+}
+
+/// The receipt of the visit `number` of the machine with this chip.
+fn attested(folder: &Path, chip: &FakeChip, number: u8, other: &[u8]) -> Receipt {
+    let mut receipt = receipt(folder, 1);
+    receipt.machine.ek = Some(EndorsementFile::new(b"stands for a TPMT_PUBLIC", None));
+    receipt.at = receipt.at.plus_seconds(i64::from(number));
+    (receipt.serial, receipt.pack) = (None, Some(Digest::of(&[number])));
+    let nonce = receipt.settle().unwrap();
+    receipt.attestation = Some(quote(chip, &nonce, other));
+    receipt
+}
+
+/// What is said of the boots that the receipts on the stick show, in the order of the visits.
+fn boots(dir: &Path, more: &[&str]) -> Vec<String> {
+    let show = ["receipts", "pack", "--fabric", "fab", "-o", "json"];
+    let mut views = done(dir, &[&show[..], more].concat()).json();
+    let views = views.as_array_mut().unwrap();
+    views.sort_by_key(|view| view["at"].to_string());
+    let of = |view: &Value| match view["boot"]["why"].as_str() {
+        Some(why) => format!("{}: {why}", view["boot"]["assurance"].as_str().unwrap()),
+        None => view["boot"]["assurance"].as_str().unwrap().to_owned(),
+    };
+    views.iter().map(of).collect()
+}
+
+#[test]
+fn what_a_box_booted_is_judged_as_members_do() {
+    let dir = bench();
+    let (at, folder) = (dir.path(), dir.path().join("pack"));
+    for (file, image) in [("good.json", Digest::of(&[11])), ("other.json", Digest::of(b"x"))] {
+        let text = format!("{{\"version\":\"0.1.0\",\"pcr11\":\"{image}\",\"artefacts\":[]}}");
+        fs::write(at.join(file), text).unwrap();
+    }
+    let chip = FakeChip::new();
+    leave(&folder, 1, &attested(&folder, &chip, 1, &[]));
+    assert_eq!(boots(at, &[]), ["tpm"]);
+    assert_eq!(boots(at, &["--release", "good.json"]), ["trusted"]);
+    assert_eq!(boots(at, &["--release", "other.json"]), ["changed: PCR 11"]);
+    let both = ["--release", "other.json", "--release", "good.json"];
+    assert_eq!(boots(at, &both), ["trusted"]);
+    ends(
+        at,
+        &["receipts", "pack", "--release", "fab/root.json"],
+        2,
+        "is not the `release.json`",
+    );
+    // Later visits are compared with the first one.
+    leave(&folder, 1, &attested(&folder, &chip, 2, &[7]));
+    leave(&folder, 1, &attested(&folder, &FakeChip::new(), 3, &[]));
+    let words = "low: its tpm is another one than it had when it was first seen";
+    let release = ["--release", "good.json"];
+    assert_eq!(boots(at, &release), ["trusted", "changed: PCR 7", words]);
+    let table = done(at, &["receipts", "pack", "--release", "good.json"]).out;
+    assert!(table.contains("changed: PCR 7"), "{table}");
+}
+
+#[test]
+fn who_proves_nothing_is_low_and_an_old_receipt_is_read_all_the_same() {
+    let dir = bench();
+    let (at, folder) = (dir.path(), dir.path().join("pack"));
+    let chip = FakeChip::new();
+    let good = attested(&folder, &chip, 1, &[]);
+    type Change = fn(&mut Receipt);
+    let cases: [(Change, &str); 4] = [
+        (|receipt| receipt.machine.ek = None, "low: it shows no tpm"),
+        (
+            |receipt| receipt.attestation = None,
+            "low: its tpm says nothing of its boot",
+        ),
+        // The node's own key signs it, and yet the quote was made for another receipt.
+        (|receipt| receipt.parts.clear(), "tpm"),
+        (
+            |receipt| receipt.boot_id.push('x'),
+            "low: the quote's nonce is another one: it is old or for somebody else",
+        ),
+    ];
+    for (change, words) in cases {
+        let mut receipt = good.clone();
+        change(&mut receipt);
+        leave(&folder, 1, &receipt);
+        assert_eq!(boots(at, &[]), [words]);
+    }
+    // Nobody signed it: nobody's boot.
+    let envelope = good.to_envelope(None).unwrap();
+    put(&folder, &good.path(), &envelope.to_json());
+    let view = done(at, &["receipts", "pack", "-o", "json"]).json();
+    assert!(
+        view[0]["boot"].is_null() && view[0]["proof"] == "unsigned",
+        "{view}"
+    );
 }

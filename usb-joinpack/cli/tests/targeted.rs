@@ -108,6 +108,7 @@ fn receipt_of(pack: &Path, key: &SecretKey, ek: &EndorsementFile) -> Receipt {
         outcome: Outcome::Applied,
         parts: Vec::new(),
         log: None,
+        attestation: None,
     }
 }
 

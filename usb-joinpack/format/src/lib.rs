@@ -8,6 +8,7 @@ mod acceptance;
 mod approval;
 mod authority;
 mod blob;
+mod boot_quote;
 pub mod dsse;
 mod endorsement;
 mod key;
@@ -35,6 +36,7 @@ pub use acceptance::{ACCEPTANCE_PAYLOAD_TYPE, Acceptance, Acceptances, Registers
 pub use approval::{ApprovalCode, DENIAL_PAYLOAD_TYPE, Denial, NotACode};
 pub use authority::{Act, Deed, Grant, KeyLimits, Names, Source, scope_in_words};
 pub use blob::{BlobCheck, blob_path};
+pub use boot_quote::{BootQuote, QuoteParts};
 pub use dsse::Envelope;
 pub use endorsement::EndorsementFile;
 pub use key::{KeyId, PublicKey, SecretKey, SignError, Signer};

@@ -140,8 +140,8 @@ impl TryCryptoRng for Seed {}
 
 impl Receipt {
     /// Encrypts `log`, at most [`limits::LOG`] bytes, to `key` of `fabric`, and names it in the receipt: returns the file's
-    /// content, whose place is [`Receipt::log_path`]. `seed` is fresh randomness. What the log is bound to (peer id, time, pack,
-    /// boot id) must not change any more.
+    /// content, whose place is [`Receipt::log_path`]. `seed` is fresh randomness. Comes before [`Receipt::settle`], and what
+    /// the log is bound to (peer id, time, pack, boot id) must not change any more.
     pub fn attach_log(
         &mut self,
         log: &[u8],
@@ -302,6 +302,7 @@ mod tests {
             outcome: Outcome::Applied,
             parts: Vec::new(),
             log: None,
+            attestation: None,
         }
     }
 

@@ -278,6 +278,7 @@ fn receipt(outcome: Outcome) -> Receipt {
             refused: Some("no such card".into()),
         }],
         log: None,
+        attestation: None,
     }
 }
 

@@ -68,10 +68,14 @@ fn judge(vector: &Vector, files: &BTreeMap<String, Vec<u8>>) -> Result<(), Refus
         let request = Request::parse(&files[&format!("pack/{path}")])?;
         request.check_asked(&pack.manifest().fabric, &pack.manifest().serial)?;
         assert_eq!(request.path(), *path, "{}", vector.about);
+        let quoted = request.attestation.is_some().then(|| request.nonce().unwrap());
+        assert_eq!(quoted, vector.nonce, "{}", vector.about);
     }
     if let Some(path) = &vector.receipt {
         let (receipt, proof) = Receipt::parse(&files[&format!("pack/{path}")])?;
         assert_eq!(receipt.path(), *path, "{}", vector.about);
+        let quoted = receipt.attestation.is_some().then(|| receipt.nonce().unwrap());
+        assert_eq!(quoted, vector.nonce, "{}", vector.about);
         assert!(matches!(proof, Proof::SignedBy(_)) && receipt.member(pack.roots())?.is_some());
         let log = receipt
             .log_path()

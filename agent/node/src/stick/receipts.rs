@@ -170,6 +170,7 @@ mod tests {
             outcome,
             parts: Vec::new(),
             log: None,
+            attestation: None,
         }
     }
 

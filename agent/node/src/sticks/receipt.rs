@@ -3,10 +3,13 @@
 use super::Sticks;
 use super::log::{LogReader, newest};
 use crate::{clock, network, stick};
+use beemesh_agent_sched::attestation::QUOTED;
+use beemesh_firmware_tpm::TpmError;
 use beemesh_ids::Digest;
 use beemesh_init_api::{TimeStatus, path};
 use beemesh_joinpack_format::{
-    EndorsementFile, Outcome, Part, Receipt, ReceiptMachine, TimeSource, Timestamp,
+    BootQuote, EndorsementFile, Outcome, Part, QuoteParts, Receipt, ReceiptMachine, Registers, SecretKey,
+    TimeSource, Timestamp,
 };
 use std::io;
 use std::path::Path;
@@ -42,14 +45,14 @@ impl Sticks {
                 let message = format!("no log was written to the stick: {error}");
                 self.journal.emit("ReceiptLogFailed", "pack", &message);
             }
-            let written = stick::write_receipt(&mount, &receipt, secret);
+            let written = write_attested(&mount, &mut receipt, secret);
             if written.is_ok() || receipt.log.is_none() {
                 return written;
             }
             // The log may have taken the last room on the stick.
             let _ = stick::remove_log(&mount, &receipt);
             receipt.log = None;
-            stick::write_receipt(&mount, &receipt, secret)
+            write_attested(&mount, &mut receipt, secret)
         });
         if let Err(error) = written {
             self.journal.announce(
@@ -120,6 +123,33 @@ impl Sticks {
             outcome: visit.outcome,
             parts: visit.parts,
             log: None,
+            attestation: None,
+        }
+    }
+}
+
+/// Lets the TPM sign what was booted for this receipt, and writes it. Blocks on the TPM.
+fn write_attested(mount: &Path, receipt: &mut Receipt, key: Option<&SecretKey>) -> io::Result<()> {
+    let nonce = receipt.settle().map_err(io::Error::other)?;
+    receipt.attestation = quote(&nonce);
+    stick::write_receipt(mount, receipt, key)
+}
+
+/// What this machine's TPM says of its boot, over `nonce`; `None` where there is no TPM, or it does not say it.
+pub(super) fn quote(nonce: &Digest) -> Option<BootQuote> {
+    match beemesh_firmware_tpm::open().attest(nonce.as_bytes(), QUOTED) {
+        Ok(attested) => {
+            let parts = QuoteParts {
+                ak: attested.key.public().to_vec(),
+                attest: attested.quote.attest,
+                signature: attested.quote.signature,
+            };
+            Some(BootQuote::new(&parts, Registers(attested.quote.pcrs)))
+        }
+        Err(TpmError::NoEndorsement) => None,
+        Err(error) => {
+            tracing::warn!(error = crate::words(&error), "no quote for the stick");
+            None
         }
     }
 }

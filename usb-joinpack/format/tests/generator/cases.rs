@@ -30,6 +30,7 @@ impl Book {
             request: None,
             receipt: None,
             log: None,
+            nonce: None,
         };
         let mut files: BTreeMap<_, _> = draft
             .blobs

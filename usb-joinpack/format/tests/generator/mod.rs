@@ -50,6 +50,9 @@ pub struct Vector {
     /// `log`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receipt: Option<String>,
+    /// The nonce of the quote in the receipt or request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<Digest>,
     /// What the log must say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<String>,

@@ -1,7 +1,9 @@
 //! The vectors of receipts and of the logs beside them: sticks that a member has written to.
 
 use super::*;
-use format::{Assurance, Membership, Outcome, Part, PartKind, Receipt, TimeSource};
+use format::{
+    Assurance, BootQuote, Membership, Outcome, Part, PartKind, QuoteParts, Receipt, Registers, TimeSource,
+};
 
 pub(super) const LOG: &str = "{\"unit\":\"agent\",\"message\":\"reading the join stick\"}\n";
 
@@ -33,7 +35,19 @@ fn receipt(manifest: &Manifest) -> Receipt {
             refused: None,
         }],
         log: None,
+        attestation: None,
     }
+}
+
+/// A quote in form: no vector has a TPM.
+pub(super) fn quote(size: usize, registers: &[u8]) -> BootQuote {
+    let parts = QuoteParts {
+        ak: b"stands for a TPMT_PUBLIC".to_vec(),
+        attest: vec![0x5a; size],
+        signature: vec![0xa5; 64],
+    };
+    let value = |number: &u8| (*number, Digest::of(&[*number]));
+    BootQuote::new(&parts, Registers(registers.iter().map(value).collect()))
 }
 
 fn signed(receipt: &Receipt) -> Vec<u8> {
@@ -59,6 +73,9 @@ pub(super) fn receipts(book: &mut Book) {
         }
         case.change(|vector| {
             vector.receipt = Some(receipt.path());
+            if receipt.attestation.is_some() {
+                vector.nonce = Some(receipt.nonce().unwrap());
+            }
             if expect == "accepted" && receipt.log.is_some() {
                 vector.log = Some(LOG.to_owned());
             }
@@ -82,6 +99,34 @@ pub(super) fn receipts(book: &mut Book) {
         &good,
         log(),
     );
+    for (name, about, expect, size, registers) in [
+        (
+            "good-attestation",
+            "a member's receipt with a log and a quote",
+            "accepted",
+            145,
+            &[0, 7, 11][..],
+        ),
+        (
+            "attestation-too-long",
+            "the quote is longer than one can be",
+            "too-large",
+            513,
+            &[0, 7, 11],
+        ),
+        (
+            "attestation-of-unknown-register",
+            "the quote is over a register that no TPM has",
+            "malformed",
+            145,
+            &[0, 7, 24],
+        ),
+    ] {
+        let mut attested = good.clone();
+        attested.settle().unwrap();
+        attested.attestation = Some(quote(size, registers));
+        case(name, about, expect, &attested, log());
+    }
     let mut altered = file.clone();
     let last = altered.len() - 1;
     altered[last] ^= 1;
