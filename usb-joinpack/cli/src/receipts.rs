@@ -4,14 +4,16 @@
 //! Invariant: one bad receipt or log hides no other: each is shown with its reason, and the command is refused in the end.
 
 use crate::boot::Boots;
-use crate::fabric;
+use crate::fabric::{self, Fabric};
 use crate::failure::{Failure, invalid};
 use crate::log_key;
 use crate::media::Media;
 use crate::show::{self, Form, LogView, ReceiptView};
 use anyhow::Context as _;
 use beemesh_ids::FabricId;
-use beemesh_joinpack_format::{EndorsementFile, LogSecret, Proof, Receipt, Refusal, RootChain, limits};
+use beemesh_joinpack_format::{
+    EndorsementFile, LogSecret, Proof, Receipt, Refusal, RevocationSet, RootChain, limits,
+};
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
@@ -26,7 +28,7 @@ const RECEIPTS: usize = 2 * limits::RECEIPTS;
 pub struct ReceiptsArgs {
     /// The stick, an image of it, or its folder
     path: PathBuf,
-    /// Folder of the fabric: credentials in the receipts are checked against its roots
+    /// Folder of the fabric: credentials in the receipts are checked against its roots, and nodes that it revokes are marked
     #[arg(long, value_name = "DIR")]
     fabric: Option<PathBuf>,
     /// Opens the logs beside the receipts with the log key of the fabric, and writes each to a file NODE-TIME.log in this folder
@@ -51,6 +53,10 @@ pub fn receipts(arguments: &ReceiptsArgs) -> Result<(), Failure> {
         .as_deref()
         .map(|dir| fabric::load_roots(&dir.join("root.json")))
         .transpose()?;
+    let revoked = match &arguments.fabric {
+        Some(dir) => Fabric::open(dir)?.revoked,
+        None => RevocationSet::default(),
+    };
     let mut logs = match (&arguments.logs, &arguments.fabric, &roots) {
         (Some(to), Some(dir), Some(roots)) => Some(Logs::new(to, dir, roots)?),
         _ => None,
@@ -66,14 +72,18 @@ pub fn receipts(arguments: &ReceiptsArgs) -> Result<(), Failure> {
     let mut found = Vec::new();
     for name in names.into_iter().take(RECEIPTS) {
         let content = media.read(&name, limits::RECEIPT_LIMIT)?.unwrap_or_default();
-        found.push((name, check(&content, roots.as_ref())));
+        found.push((name, check(&content, roots.as_ref(), &revoked)));
     }
     // What a machine booted is compared with what it booted before.
-    let at = |found: &Result<(Receipt, &str), Refusal>| found.as_ref().ok().map(|(receipt, _)| receipt.at);
+    let at = |found: &Result<Checked, Refusal>| found.as_ref().ok().map(|checked| checked.receipt.at);
     found.sort_by(|a, b| (at(&a.1), &a.0).cmp(&(at(&b.1), &b.0)));
     for (name, checked) in found {
         views.push(match checked {
-            Ok((receipt, proof)) => {
+            Ok(Checked {
+                receipt,
+                proof,
+                revoked,
+            }) => {
                 if let (Some(peer), Some(ek), true) =
                     (&receipt.peer_id, &receipt.machine.ek, proof != "unsigned")
                 {
@@ -88,6 +98,7 @@ pub fn receipts(arguments: &ReceiptsArgs) -> Result<(), Failure> {
                 }
                 ReceiptView {
                     log,
+                    revoked,
                     boot: (proof != "unsigned").then(|| boots.of_receipt(&receipt)),
                     ..ReceiptView::new(name, receipt, proof)
                 }
@@ -107,20 +118,38 @@ pub fn receipts(arguments: &ReceiptsArgs) -> Result<(), Failure> {
     bad.map_or(Ok(()), |why| Err(why.into()))
 }
 
-/// The receipt and how far it can be believed: `member` of the fabric whose roots are given, `signed` by the peer that it
-/// names, or `unsigned`.
-fn check(content: &[u8], roots: Option<&RootChain>) -> Result<(Receipt, &'static str), Refusal> {
+/// A receipt that can be read.
+struct Checked {
+    receipt: Receipt,
+    /// `member` of the fabric whose roots are given, `signed` by the peer that it names, or `unsigned`.
+    proof: &'static str,
+    /// The fabric revokes its node, or the voucher that made it one.
+    revoked: bool,
+}
+
+/// The receipt and how far it can be believed.
+fn check(content: &[u8], roots: Option<&RootChain>, revoked: &RevocationSet) -> Result<Checked, Refusal> {
     let (receipt, proof) = Receipt::parse(content)?;
     let member = match roots {
-        Some(roots) => receipt.member(roots)?.is_some(),
-        None => false,
+        Some(roots) => receipt.member(roots)?,
+        None => None,
+    };
+    // A node is revoked by its node id, whatever its key is now.
+    let gone = match (&member, &receipt.peer_id) {
+        (Some(member), _) => revoked.has_node(&member.peer_id) || revoked.has_voucher(&member.voucher_id),
+        (None, Some(peer)) => revoked.has_node(peer),
+        (None, None) => false,
     };
     let proof = match proof {
         Proof::Unsigned => "unsigned",
-        Proof::SignedBy(_) if member => "member",
+        Proof::SignedBy(_) if member.is_some() => "member",
         Proof::SignedBy(_) => "signed",
     };
-    Ok((receipt, proof))
+    Ok(Checked {
+        receipt,
+        proof,
+        revoked: gone,
+    })
 }
 
 fn log_of(receipt: &Receipt) -> Option<LogView> {

@@ -328,6 +328,8 @@ pub struct ReceiptView {
     pub signed: bool,
     /// `member` of the fabric that was given, `signed` by the node's key, `unsigned`, or `bad`.
     pub proof: &'static str,
+    /// The fabric that was given revokes the node.
+    pub revoked: bool,
 }
 
 impl ReceiptView {
@@ -356,6 +358,7 @@ impl ReceiptView {
             boot: None,
             signed: proof != "unsigned",
             proof,
+            revoked: false,
         }
     }
 
@@ -416,7 +419,10 @@ pub fn receipts_in_words(receipts: &[ReceiptView]) -> String {
             text(r.machine.as_ref().map(machine_in_words)),
             text(at),
             text(r.serial.clone()),
-            r.proof.into(),
+            match r.revoked {
+                true => format!("{}, REVOKED", r.proof),
+                false => r.proof.to_owned(),
+            },
             text(r.boot.as_ref().map(BootView::in_words)),
             outcome_in_words(r),
         ]

@@ -212,6 +212,31 @@ fn key_that_was_replaced_still_opens_what_was_encrypted_to_it() {
     ends(at, &["fabric", "log-key", "pack"], 2, "root.json");
 }
 
+#[test]
+fn receipts_of_revoked_nodes_are_marked() {
+    let (dir, _) = visited();
+    let show = ["receipts", "pack", "--fabric", "fab", "-o", "json"];
+    let revoked = || {
+        let views = done(dir.path(), &show).json();
+        let all = views.as_array().unwrap().iter();
+        all.map(|view| {
+            assert_eq!(view["proof"], "member");
+            (view["node"].as_str().unwrap().to_owned(), view["revoked"] == true)
+        })
+        .collect::<std::collections::BTreeMap<_, _>>()
+    };
+    assert!(revoked().values().all(|revoked| !revoked));
+    let peer = beemesh_ids::PeerId::from_ed25519(node(1).public().as_bytes()).to_string();
+    done(dir.path(), &["revoke", "--fabric", "fab", "--node", &peer]);
+    assert_eq!((revoked()["till-1"], revoked()["till-2"]), (true, false));
+    let words = done(dir.path(), &show[..4]).out;
+    assert!(words.contains("member, REVOKED"), "{words}");
+    // Whose voucher is revoked is no member either.
+    let voucher = pack_in(&dir.path().join("pack")).vouchers()[1].id.clone();
+    done(dir.path(), &["revoke", "--fabric", "fab", "--voucher", &voucher]);
+    assert!(revoked()["till-2"]);
+}
+
 /// The quote of a machine whose register N holds the digest of N, but for those in `other`.
 fn quote(chip: &FakeChip, nonce: &Digest, other: &[u8]) -> BootQuote {
     let value = |pcr: u8| match other.contains(&pcr) {
