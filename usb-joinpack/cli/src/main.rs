@@ -11,6 +11,7 @@ mod create;
 mod device;
 mod disk;
 mod dots;
+mod exchange;
 mod fabric;
 mod failure;
 mod keyring;
