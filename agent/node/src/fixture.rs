@@ -197,6 +197,7 @@ fn manifest(places: u8, tied: u8, revoked: &[u8]) -> Manifest {
         approval: false,
         requests: false,
         releases: Vec::new(),
+        log_key: None,
     }
 }
 

@@ -11,8 +11,8 @@ use beemesh_ids::{Digest, NodeName, PeerId};
 use beemesh_init_api::NetworkConfig;
 use beemesh_joinpack_format::Envelope;
 use beemesh_joinpack_format::{
-    Assurance, Machine, Member, Membership, Pack, PackVoucher, Refusal, ReleaseEntry, RootChain, SecretKey,
-    Source, Timestamp, Verified, Voucher,
+    Assurance, LogKey, Machine, Member, Membership, Pack, PackVoucher, Refusal, ReleaseEntry, RootChain,
+    SecretKey, Source, Timestamp, Verified, Voucher,
 };
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +46,9 @@ pub struct FabricDocument {
     /// OS releases that members may have booted, of the newest pack that names any.
     #[serde(default)]
     pub releases: Vec<ReleaseEntry>,
+    /// The key to which this box encrypts the log that it leaves on sticks, of the newest pack that names one.
+    #[serde(default)]
+    pub log_key: Option<LogKey>,
 }
 
 /// The document with its signatures checked again, as at every start.
@@ -203,6 +206,9 @@ pub fn plan(
             ([], Some(joined)) => joined.document.releases.clone(),
             (named, _) => named.to_vec(),
         },
+        log_key: manifest
+            .log_key
+            .or(applicant.joined.and_then(|joined| joined.document.log_key)),
     };
     let images = manifest
         .images

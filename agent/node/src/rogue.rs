@@ -126,6 +126,7 @@ async fn member(folder: &Path, number: u8, node: &str) -> Options {
         spare: Vec::new(),
         lost: false,
         releases: Vec::new(),
+        log_key: None,
     };
     store.save(DOCUMENT, &document).unwrap();
     options

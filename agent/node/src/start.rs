@@ -141,6 +141,7 @@ pub async fn run(options: Options) -> Result<()> {
         news,
         up: is_up,
         waiting: None,
+        system_log: context.system_log.clone(),
         endorsement: std::sync::OnceLock::new(),
     };
     let trials = tokio::spawn(networks.take_back_trials());

@@ -1,17 +1,21 @@
-//! Reads a join pack from a mounted stick, and writes receipts and requests back: at most [`limits::RECEIPTS`] of the former, the
-//! oldest go; at most [`limits::REQUESTS`] of the latter, none of this pack goes.
+//! Reads a join pack from a mounted stick, and writes receipts, logs and requests back: at most [`limits::RECEIPTS`] of the first
+//! two, the oldest go; at most [`limits::REQUESTS`] of the last, none of this pack goes.
 //!
 //! The stick is untrusted: `joinpack.json` is read up to its bound, verified, and only then the blobs that it names
 //! by digest are copied, each checked while it is copied. Blobs stand under a temporary name until all are good:
 //! a stick that is pulled out leaves nothing behind. Nothing is judged here, that is the format's work.
 
+mod receipts;
+
+pub use receipts::{remove_log, spent_places, write_log, write_receipt};
+
 use crate::store::write_atomic;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use beemesh_firmware_tpm::{Credential, Tpm, TpmError};
-use beemesh_ids::{Digest, NodeName, PeerId};
+use beemesh_ids::Digest;
 use beemesh_joinpack_format::{
-    BlobCheck, MANIFEST_LIMIT, Outcome, Pack, PackVoucher, Proof, Receipt, Refusal, Request, SecretKey,
-    Timestamp, Verified, limits, surplus_receipts, surplus_requests,
+    BlobCheck, MANIFEST_LIMIT, Pack, PackVoucher, Refusal, Request, SecretKey, Verified, limits,
+    surplus_requests,
 };
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -21,8 +25,6 @@ use std::path::{Path, PathBuf};
 const CHUNK: usize = 1 << 20;
 /// Folders in one another that are looked at below a stick: no file of a pack lies deeper than `blobs/sha256`.
 const DEPTH: usize = 8;
-/// Names that are looked at in the folder of the receipts: another writer may have left more of them than the bound.
-const RECEIPTS: usize = 2 * limits::RECEIPTS;
 
 /// Why a stick was not used.
 #[derive(Debug, thiserror::Error)]
@@ -200,40 +202,6 @@ impl StickError {
     }
 }
 
-/// Names of the nodes that other machines have become by this stick, as the receipts on it say: at most [`RECEIPTS`].
-pub fn spent_places(stick: &Path, peer: &PeerId, serial: &str) -> Vec<NodeName> {
-    let read = |path: &Path| {
-        let (receipt, proof) = read_receipt(path)?;
-        let other = matches!(&proof, Proof::SignedBy(signer) if signer != peer);
-        let applied =
-            other && receipt.outcome == Outcome::Applied && receipt.serial.as_deref() == Some(serial);
-        receipt.node.filter(|_| applied)
-    };
-    list_receipts(stick)
-        .iter()
-        .filter_map(|path| read(path))
-        .collect()
-}
-
-/// The files in the folder of the receipts, at most [`RECEIPTS`].
-fn list_receipts(stick: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(stick.join("receipts")).into_iter().flatten();
-    entries
-        .flatten()
-        .take(RECEIPTS)
-        .map(|entry| entry.path())
-        .collect()
-}
-
-fn read_receipt(path: &Path) -> Option<(Receipt, Proof)> {
-    let mut bytes = Vec::new();
-    let file = File::open(path).ok()?;
-    file.take(limits::RECEIPT_LIMIT as u64 + 1)
-        .read_to_end(&mut bytes)
-        .ok()?;
-    Receipt::parse(&bytes).ok()
-}
-
 /// Opens the one-time key of a voucher: with the TPM where it is sealed.
 pub fn open_key(offer: &PackVoucher, tpm: &dyn Tpm) -> Result<SecretKey, StickError> {
     let sealed = match (&offer.one_time_key, &offer.sealed_key) {
@@ -250,35 +218,6 @@ pub fn open_key(offer: &PackVoucher, tpm: &dyn Tpm) -> Result<SecretKey, StickEr
     let seed = tpm.activate(&credential).map_err(StickError::Sealed)?;
     let seed = <[u8; 32]>::try_from(seed.as_slice()).map_err(|_| StickError::NoVoucher)?;
     Ok(SecretKey::from_bytes(seed))
-}
-
-/// Writes a receipt to the stick, which is made writable for that moment only.
-pub fn write_receipt(stick: &Path, receipt: &Receipt, key: Option<&SecretKey>) -> io::Result<()> {
-    let envelope = receipt.to_envelope(key).map_err(io::Error::other)?;
-    remount(stick, false)?;
-    let path = stick.join(receipt.path());
-    make_room(stick, &path);
-    let written = write_atomic(&path, &envelope.to_json(), 0o644);
-    written.and(remount(stick, true))
-}
-
-/// Removes the oldest receipts until `new` is within the bound. They are read only where there are that many.
-fn make_room(stick: &Path, new: &Path) {
-    let there: Vec<_> = list_receipts(stick)
-        .into_iter()
-        .filter(|path| path != new)
-        .collect();
-    if there.len() < limits::RECEIPTS {
-        return;
-    }
-    let dated = |path: PathBuf| -> Option<(String, Option<Timestamp>)> {
-        let at = read_receipt(&path).map(|(receipt, _)| receipt.at);
-        Some((path.file_name()?.to_str()?.to_owned(), at))
-    };
-    for name in surplus_receipts(there.into_iter().filter_map(dated).collect()) {
-        // One that stays takes no more than its place.
-        let _ = fs::remove_file(stick.join("receipts").join(name));
-    }
 }
 
 /// Writes a request to the stick, which is made writable for that moment only.
@@ -337,95 +276,12 @@ fn remount(stick: &Path, read_only: bool) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture::{NOW, peer, voucher};
+    use crate::fixture::{NOW, voucher};
     use beemesh_firmware_tpm::SoftwareTpm;
-    use beemesh_joinpack_format::{ReceiptMachine, SealedKey, TimeSource};
+    use beemesh_ids::PeerId;
+    use beemesh_joinpack_format::{ReceiptMachine, SealedKey};
 
     const SERIAL: &str = "01KDVKFD00000000000000000A";
-
-    fn leave_receipt(stick: &Path, n: u8, node: &str, serial: &str, outcome: Outcome, signed: bool) {
-        let secret = SecretKey::from_bytes([n; 32]);
-        let receipt = Receipt {
-            node: Some(node.parse().unwrap()),
-            peer_id: Some(PeerId::from_ed25519(secret.public().as_bytes())),
-            fabric: None,
-            membership: None,
-            machine: ReceiptMachine::default(),
-            boot_id: String::new(),
-            at: NOW.plus_seconds(i64::from(n)),
-            time_source: TimeSource::Floor,
-            serial: Some(serial.to_owned()),
-            pack: None,
-            outcome,
-            parts: Vec::new(),
-        };
-        let envelope = receipt.to_envelope(signed.then_some(&secret)).unwrap();
-        fs::write(
-            stick.join(format!("receipts/{n}-{node}.json")),
-            envelope.to_json(),
-        )
-        .unwrap();
-    }
-
-    #[test]
-    fn only_signed_receipts_of_others_that_applied_this_pack_tell_of_places_that_are_taken() {
-        let stick = tempfile::tempdir().unwrap();
-        assert!(spent_places(stick.path(), &peer(1), SERIAL).is_empty());
-        fs::create_dir(stick.path().join("receipts")).unwrap();
-        let refused = || Outcome::Refused {
-            code: "expired".to_owned(),
-            message: String::new(),
-        };
-        leave_receipt(stick.path(), 2, "taken", SERIAL, Outcome::Applied, true);
-        leave_receipt(stick.path(), 3, "unsigned", SERIAL, Outcome::Applied, false);
-        leave_receipt(stick.path(), 4, "refused", SERIAL, refused(), true);
-        leave_receipt(
-            stick.path(),
-            5,
-            "other-pack",
-            "01KDVKFD00000000000000000B",
-            Outcome::Applied,
-            true,
-        );
-        leave_receipt(stick.path(), 6, "own", SERIAL, Outcome::Applied, true);
-        fs::write(
-            stick.path().join("receipts/noise.json"),
-            vec![b'{'; limits::RECEIPT_LIMIT + 7],
-        )
-        .unwrap();
-        let own = PeerId::from_ed25519(SecretKey::from_bytes([6; 32]).public().as_bytes());
-        let taken: Vec<String> = spent_places(stick.path(), &own, SERIAL)
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        assert_eq!(taken, ["taken"]);
-    }
-
-    #[test]
-    fn stick_that_is_full_of_receipts_loses_the_oldest_and_noise_before_them() {
-        let stick = tempfile::tempdir().unwrap();
-        let folder = stick.path().join("receipts");
-        fs::create_dir(&folder).unwrap();
-        for n in [1, 2] {
-            leave_receipt(stick.path(), n, "till", SERIAL, Outcome::Applied, true);
-        }
-        let new = folder.join("new.json");
-        make_room(stick.path(), &new);
-        assert_eq!(list_receipts(stick.path()).len(), 2);
-        for n in 0..limits::RECEIPTS - 2 {
-            fs::write(folder.join(format!("noise-{n:04}.json")), b"{}").unwrap();
-        }
-        make_room(stick.path(), &new);
-        assert!(!folder.join("noise-0000.json").exists() && folder.join("1-till.json").exists());
-        assert_eq!(list_receipts(stick.path()).len(), limits::RECEIPTS - 1);
-        fs::write(&new, b"{}").unwrap();
-        make_room(stick.path(), &new);
-        assert_eq!(
-            list_receipts(stick.path()).len(),
-            limits::RECEIPTS,
-            "one that is replaced takes no place"
-        );
-    }
 
     #[test]
     fn stick_that_is_full_of_requests_to_this_pack_takes_no_more_and_older_ones_make_room() {
@@ -444,6 +300,7 @@ mod tests {
                 chain: None,
                 boot_id: String::new(),
                 at: NOW,
+                attestation: None,
             };
             let content = request.to_envelope(&secret).unwrap().to_json();
             (request, content)

@@ -3,6 +3,7 @@
 //! A stick is judged once for each time it is inserted. Whatever becomes of it is said on the console and written to
 //! the stick as a receipt; what the box runs is not touched by a bad stick.
 
+mod log;
 mod receipt;
 mod request;
 
@@ -23,10 +24,13 @@ use crate::waiting::{self, End, Wish};
 use crate::{identity, network};
 use beemesh_ids::Digest;
 use beemesh_init_api::{NetworkConfig, StickStatus, path};
+use beemesh_init_logd::SystemLog;
 use beemesh_joinpack_format::{
     EndorsementFile, Envelope, MANIFEST_LIMIT, Machine, Outcome, Pack, Part, PartKind, Request, Source,
     Timestamp, Verified,
 };
+use log::LogReader;
+use receipt::Visit;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -72,6 +76,8 @@ pub struct Sticks {
     pub up: watch::Receiver<bool>,
     /// What the box waits for an operator with.
     pub waiting: Option<Waiting>,
+    /// The box's own log.
+    pub system_log: SystemLog,
     /// The endorsement key of the machine, once it was asked for: making it is slow.
     pub endorsement: OnceLock<EndorsementFile>,
 }
@@ -120,6 +126,8 @@ pub struct Waiting {
     stick: u64,
     /// Digest of its pack.
     pack: Option<Digest>,
+    /// Who may read the box's log.
+    reader: Option<LogReader>,
 }
 
 impl Waiting {
@@ -181,6 +189,7 @@ impl Sticks {
             &format!("reading the join stick {device}"),
         );
         let mount = self.options.run_path(path::STICK);
+        let mut reader = None;
         let (digest, taken) = {
             // Reading a slow stick must not hold up the agent's other tasks.
             let this = &*self;
@@ -188,7 +197,10 @@ impl Sticks {
                 let read = stick::read_manifest(&mount);
                 let whole = read.as_ref().ok().filter(|bytes| bytes.len() <= MANIFEST_LIMIT);
                 let digest = whole.map(|bytes| Digest::of(bytes));
-                (digest, read.and_then(|bytes| this.take(&mount, &bytes)))
+                (
+                    digest,
+                    read.and_then(|bytes| this.take(&mount, &bytes, &mut reader)),
+                )
             })
         };
         if matches!(taken, Err(StickError::NoPack)) {
@@ -238,7 +250,7 @@ impl Sticks {
                 self.accept(*taken).await
             }
             Ok(Found::Wish(wanted)) => {
-                self.ask(wanted, generation, digest);
+                self.ask(wanted, generation, digest, reader.clone());
                 Vec::new()
             }
             Ok(Found::Request(_)) | Err(StickError::NoPack) => Vec::new(),
@@ -247,7 +259,13 @@ impl Sticks {
                 Vec::new()
             }
         };
-        self.leave_receipt(serial, digest, outcome, parts);
+        self.leave_receipt(Visit {
+            serial,
+            pack: digest,
+            outcome,
+            parts,
+            reader,
+        });
         // Who reads it pulls the stick out: nothing is written to it after this.
         if let Some(asked) = asked {
             self.journal.announce(asked.event(), "pack", &asked.message);
@@ -263,8 +281,14 @@ impl Sticks {
         document.is_some_and(|document| document.lost)
     }
 
-    /// Verifies the pack, stages its images, commits the membership. Before the commit nothing has changed.
-    fn take(&self, mount: &std::path::Path, manifest: &[u8]) -> Result<Found, StickError> {
+    /// Verifies the pack, stages its images, commits the membership. Before the commit nothing has changed. `reader` becomes
+    /// who may read the box's log, once the pack is verified, whatever becomes of it.
+    fn take(
+        &self,
+        mount: &std::path::Path,
+        manifest: &[u8],
+        reader: &mut Option<LogReader>,
+    ) -> Result<Found, StickError> {
         let kept = self.as_it_stands();
         let joined = kept.as_ref();
         let trusted = joined.map(|joined| self.trust.judging(joined));
@@ -281,6 +305,7 @@ impl Sticks {
             Some(memory) => verify_again(manifest, self.floor, memory)?,
             None => Pack::parse(manifest)?.verify(trusted, self.floor.0, last)?,
         };
+        *reader = LogReader::of(pack.manifest());
         pack.check_listing(stick::list_blobs(mount)?)?;
         let rejoins = joined.is_some() && self.has_lost_its_place();
         let joined = standing(joined, rejoins, &pack.manifest().serial)?;
@@ -389,7 +414,7 @@ impl Sticks {
     }
 
     /// Shows the code and begins to ask, in place of what was asked before.
-    fn ask(&mut self, wanted: Box<Wanted>, stick: u64, pack: Option<Digest>) {
+    fn ask(&mut self, wanted: Box<Wanted>, stick: u64, pack: Option<Digest>, reader: Option<LogReader>) {
         let settings = self.networks.take_from_pack(&wanted.wish.network, None);
         if let Err(error) = settings {
             let message = format!("the network settings were not taken: {}", crate::words(&error));
@@ -403,6 +428,7 @@ impl Sticks {
             asking,
             stick,
             pack,
+            reader,
         });
     }
 
@@ -443,7 +469,13 @@ impl Sticks {
         let parts = self.accept(taken).await;
         // The stick may have been pulled out: then it keeps the word that the box waits.
         if waiting.stick == seen && self.stick_is_in() {
-            self.leave_receipt(Some(serial), waiting.pack, Outcome::Applied, parts);
+            self.leave_receipt(Visit {
+                serial: Some(serial),
+                pack: waiting.pack,
+                outcome: Outcome::Applied,
+                parts,
+                reader: waiting.reader.clone(),
+            });
         }
         if rejoins {
             start_again();

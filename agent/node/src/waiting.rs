@@ -13,7 +13,7 @@ use beemesh_agent_identity::petition::{Answer, Petition, VALID_S};
 use beemesh_ids::Digest;
 use beemesh_init_api::NetworkConfig;
 use beemesh_joinpack_format::{
-    Admission, ApprovalCode, Assurance, Envelope, Membership, Pack, Refusal, ReleaseEntry, RootChain,
+    Admission, ApprovalCode, Assurance, Envelope, LogKey, Membership, Pack, Refusal, ReleaseEntry, RootChain,
     SecretKey, Source, Timestamp, Verified, Voucher,
 };
 use futures::future::join_all;
@@ -47,6 +47,8 @@ pub struct Wish {
     pub images: Vec<(String, Digest)>,
     /// OS releases that members may have booted.
     pub releases: Vec<ReleaseEntry>,
+    /// The key to which this box encrypts its log.
+    pub log_key: Option<LogKey>,
     floor: Timestamp,
     /// What is asked.
     pub petition: Petition,
@@ -68,6 +70,7 @@ impl Wish {
             serial: manifest.serial.clone(),
             peers: manifest.peers.clone(),
             releases: manifest.releases.clone(),
+            log_key: manifest.log_key,
             network: network::config_for(entry, applicant.machine.macs.first()),
             images: images.map(|image| (image.name.clone(), image.digest)).collect(),
             floor: floor.0,
@@ -105,6 +108,7 @@ impl Wish {
             spare: Vec::new(),
             lost: false,
             releases: self.releases.clone(),
+            log_key: self.log_key,
         };
         Joined::check(document, &peer)
     }

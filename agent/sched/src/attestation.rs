@@ -158,31 +158,54 @@ pub fn judge(
     if evidence.vouched_ek.is_some_and(|vouched| vouched != evidence.ek) {
         return Err(Refusal::OtherTpm("its voucher is for"));
     }
-    let mut baseline = match known {
-        Some(known) if (known.ek, known.ak) == (evidence.ek, ak.digest()) => known.clone(),
-        Some(_) => return Err(Refusal::OtherTpm("it had when it was first seen")),
-        None => {
-            let proven = evidence.activation.as_ref().is_some_and(|activation| {
-                (activation.ek, activation.ak) == (evidence.ek, ak.digest())
-                    && activation.proof == activation_proof(&activation.secret, verifier, prover)
-            });
-            if !proven {
-                return Err(Refusal::Unproven);
-            }
-            Baseline {
-                ek: evidence.ek,
-                ak: ak.digest(),
-                pcrs: BTreeMap::new(),
-                accepted: None,
-            }
-        }
-    };
+    let proven = evidence.activation.as_ref().is_some_and(|activation| {
+        (activation.ek, activation.ak) == (evidence.ek, ak.digest())
+            && activation.proof == activation_proof(&activation.secret, verifier, prover)
+    });
+    if known.is_none() && !proven {
+        return Err(Refusal::Unproven);
+    }
+    let mut baseline = recorded(evidence.ek, &ak, known)?;
     let nonce = quote_nonce(&evidence.nonce, verifier, prover);
     evidence.quote.verify(&ak, nonce.as_bytes(), QUOTED)?;
     if let Some(accepted) = accepted {
         baseline.accept(accepted);
     }
     Ok(compare(&evidence.quote.pcrs, baseline, releases))
+}
+
+/// What a quote means that a machine left in writing, for a reader who cannot ask it anything: `nonce` is the rest of the document,
+/// `known` what its documents before have shown. That the key which signed is in the TPM of `ek` is not proven by it: the machine
+/// says so, and a later document must say the same.
+///
+/// # Errors
+/// [`Refusal`]: it proves nothing.
+pub fn judge_written(
+    ek: Digest,
+    ak: &[u8],
+    quote: &Quote,
+    nonce: &Digest,
+    known: Option<&Baseline>,
+    releases: &Releases,
+) -> Result<(NodeAssurance, Baseline), Refusal> {
+    let ak = AttestationKey::parse(ak).map_err(|_| Refusal::Key)?;
+    let baseline = recorded(ek, &ak, known)?;
+    quote.verify(&ak, nonce.as_bytes(), QUOTED)?;
+    Ok(compare(&quote.pcrs, baseline, releases))
+}
+
+/// What is compared with: what is known of this TPM, or nothing yet.
+fn recorded(ek: Digest, ak: &AttestationKey, known: Option<&Baseline>) -> Result<Baseline, Refusal> {
+    match known {
+        Some(known) if (known.ek, known.ak) == (ek, ak.digest()) => Ok(known.clone()),
+        Some(_) => Err(Refusal::OtherTpm("it had when it was first seen")),
+        None => Ok(Baseline {
+            ek,
+            ak: ak.digest(),
+            pcrs: BTreeMap::new(),
+            accepted: None,
+        }),
+    }
 }
 
 /// What the registers, which are those that the TPM signed, mean.

@@ -40,7 +40,8 @@ impl Binaries {
         self.target.join("release/bmctl")
     }
 
-    fn release_json(&self) -> PathBuf {
+    /// The release manifest of the built image, as a file.
+    pub fn release_json(&self) -> PathBuf {
         self.target.join("image/release.json")
     }
 

@@ -1,6 +1,7 @@
 //! One box, many sticks: every bad one is refused in words, none leaves anything behind, and the good one is taken a
 //! moment later without a reboot, in a time that is measured. What the box runs is not touched by bad sticks. A second box has no
-//! disk: after a power cut its TPM makes it the same member again, and with another TPM it is a stranger.
+//! disk: after a power cut its TPM makes it the same member again, and with another TPM it is a stranger. What the good stick brings
+//! home proves the visit without a network: a member's receipt, what it booted, and its log for the operator alone.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -23,6 +24,11 @@ struct Bad {
     image: PathBuf,
     /// The word of the refusal.
     word: &'static str,
+}
+
+/// Logs lie beside receipts.
+fn is_receipt(name: &str) -> bool {
+    name.starts_with("receipts/") && name.ends_with(".json")
 }
 
 fn vector(name: &str) -> PathBuf {
@@ -138,7 +144,7 @@ fn refuse(site: &mut Site, bad: &Bad) {
     let receipt = wait_until(REACTION, "a receipt on the stick", || {
         let stick = StickImage::open(&bad.image)?;
         let names = stick.files()?;
-        match names.iter().find(|name| name.starts_with("receipts/")) {
+        match names.iter().find(|name| is_receipt(name)) {
             Some(name) => Ok(Ok(stick.read(name)?)),
             None => Ok(Err(format!("{names:?}"))),
         }
@@ -271,6 +277,43 @@ fn good_stick_joins(site: &mut Site, stick: &Path) -> Mark {
     mark
 }
 
+/// What the operator learns at home from the stick of a box that joined by it.
+fn visit_is_proven_without_a_network(site: &Site, stick: &Path) {
+    let text = |path: &Path| path.display().to_string();
+    let (stick, fabric) = (text(stick), text(&site.folder.join("fabric")));
+    let (logs, release) = (site.folder.join("logs"), text(&site.binaries.release_json()));
+    let line = |more: &[&str]| {
+        let line = ["receipts", &stick, "--fabric", &fabric, "-o", "json"];
+        let shown = site.binaries.run_joinpack([&line[..], more].concat()).unwrap();
+        let error = String::from_utf8_lossy(&shown.stderr);
+        assert!(shown.status.success(), "{more:?}: {error}");
+        let views: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+        assert_eq!(views.as_array().map(Vec::len), Some(1), "{views}");
+        views[0].clone()
+    };
+    let view = line(&["--logs", &text(&logs), "--release", &release]);
+    assert_eq!(
+        (&view["proof"], &view["node"], &view["revoked"]),
+        (&"member".into(), &"node-1".into(), &false.into()),
+        "{view}"
+    );
+    assert_eq!(view["boot"]["assurance"], "trusted", "{view}");
+    assert_eq!(line(&[])["boot"]["assurance"], "tpm", "nothing to compare with");
+    let saved = view["log"]["saved"].as_str().unwrap();
+    let log = fs::read_to_string(saved).unwrap();
+    for words in [
+        "reading the join stick",
+        "the join stick was refused (bad-signature)",
+    ] {
+        assert!(log.contains(words), "{saved} does not say `{words}`");
+    }
+    println!("measured log on the stick: {} bytes", log.len());
+    // Nobody reads it who only holds the stick.
+    let files = StickImage::open(Path::new(&stick)).unwrap();
+    let sealed = files.read(view["log"]["file"].as_str().unwrap()).unwrap();
+    assert!(!sealed.windows(7).any(|window| window == b"message"));
+}
+
 fn joined() -> regex::Regex {
     regex::Regex::new(r"joined fabric \w+ as node-2 \((12D3KooW\w+),").unwrap()
 }
@@ -375,7 +418,7 @@ fn bad_sticks_are_refused_in_words_and_the_good_one_is_taken_without_a_reboot() 
         .unwrap();
     let receipts = wait_until(REACTION, "a receipt", || {
         let names = StickImage::open(&good)?.files()?;
-        Ok(if names.iter().any(|name| name.starts_with("receipts/")) {
+        Ok(if names.iter().any(|name| is_receipt(name)) {
             Ok(())
         } else {
             Err(format!("{names:?}"))
@@ -383,6 +426,7 @@ fn bad_sticks_are_refused_in_words_and_the_good_one_is_taken_without_a_reboot() 
     });
     receipts.unwrap();
     site.nodes[0].machine.unplug("good").unwrap();
+    visit_is_proven_without_a_network(&site, &good);
 
     // A member with work: bad sticks change nothing of it.
     let manifest = site.folder.join("web.yaml");

@@ -92,6 +92,9 @@ fn documents(data: &[u8]) {
     if let Ok((receipt, _)) = Receipt::parse(data) {
         let path = receipt.path();
         assert!(path.starts_with("receipts/") && !path.contains(".."), "{path}");
+        if let Some(path) = receipt.log_path() {
+            assert!(path.starts_with("receipts/") && !path.contains(".."), "{path}");
+        }
     }
     if let Ok(membership) = Membership::parse(data) {
         assert!(membership.to_bytes().len() <= limits::MEMBERSHIP_LIMIT);

@@ -4,12 +4,14 @@
 //! Invariants: nothing is written where a request is refused, unless the operator leaves those out; a TPM has one name; the pack
 //! that is there stays until the one that answers is whole.
 
+use crate::boot::Boots;
 use crate::boxes;
 use crate::chance::{self, parse_span};
 use crate::create::{self, as_input, voucher};
 use crate::fabric::{Answered, Fabric};
 use crate::failure::{Failure, invalid};
 use crate::keyring::KeyArgs;
+use crate::log_key;
 use crate::media::Media;
 use crate::show::{self, AnswerView, AnswersView, Form, RefusedView};
 use crate::vendor::{Unproven, Vendors};
@@ -36,6 +38,10 @@ pub struct AnswerArgs {
     /// Folder with the root certificates of the TPMs' makers, and such as lie between (.pem, .crt, .cer, .der)
     #[arg(long, value_name = "DIR")]
     vendor_roots: Option<PathBuf>,
+    /// An OS release that counts: the `release.json` that `image build` wrote beside the image. Machines whose TPM says that they
+    /// booted it are shown as `trusted`, others as `changed`; may be given several times
+    #[arg(long = "release", value_name = "FILE")]
+    releases: Vec<PathBuf>,
     /// Answer machines too whose TPM is not proven to be a genuine one
     #[arg(long)]
     accept_unproven: bool,
@@ -97,6 +103,7 @@ fn why(refusal: Refusal) -> Why {
 pub fn answer(arguments: AnswerArgs) -> Result<(), Failure> {
     let fabric = Fabric::load(&arguments.fabric, &arguments.keys)?;
     let vendors = arguments.vendor_roots.as_deref().map(Vendors::load).transpose()?;
+    let mut boots = Boots::new(&arguments.releases)?;
     let target = Target::resolve(&arguments.to)?;
     let media = Media::open(&arguments.to)?;
     // An answer may come late: that the pack it follows has expired is of no matter.
@@ -125,7 +132,11 @@ pub fn answer(arguments: AnswerArgs) -> Result<(), Failure> {
         },
         serial: draft.manifest.serial.clone(),
         expires: draft.manifest.expires,
-        answers: draft.places.iter().map(|place| place.view(&asking)).collect(),
+        answers: draft
+            .places
+            .iter()
+            .map(|place| place.view(&asking, &mut boots))
+            .collect(),
         refused: refused
             .iter()
             .map(|(file, why)| RefusedView::new(file, why))
@@ -306,13 +317,13 @@ struct Given {
 }
 
 impl Given {
-    fn view(&self, asking: &[Asking]) -> AnswerView {
-        AnswerView::new(
-            &self.node,
-            asking
-                .get(self.asking)
-                .map(|one| (one.file.as_str(), &one.request, &one.proof)),
-        )
+    fn view(&self, asking: &[Asking], boots: &mut Boots) -> AnswerView {
+        let one = asking.get(self.asking);
+        let request = one.map(|one| (one.file.as_str(), &one.request, &one.proof));
+        AnswerView {
+            boot: one.map(|one| boots.of_request(&one.request)),
+            ..AnswerView::new(&self.node, request)
+        }
     }
 }
 
@@ -428,6 +439,7 @@ fn follow_up(
     }
     manifest.roots = fabric.roots.envelopes().to_vec();
     manifest.revocations = fabric.snapshots(issued)?;
+    manifest.log_key = log_key::public(fabric.dir())?.or(manifest.log_key);
     (manifest.issued, manifest.expires) = (issued, expires);
     Ok((manifest, held))
 }

@@ -7,6 +7,7 @@ use crate::chance;
 use crate::fabric::Fabric;
 use crate::failure::{Failure, invalid};
 use crate::keyring::{self, KeyArgs};
+use crate::log_key;
 use crate::media::PIECE;
 use crate::plan::Plan;
 use anyhow::{Context as _, anyhow};
@@ -93,6 +94,7 @@ pub fn draft(fabric: &Fabric, plan: Plan, keys: &KeyArgs) -> Result<Draft, Failu
         approval: plan.approval,
         requests: plan.requests,
         releases: plan.releases,
+        log_key: log_key::public(fabric.dir())?,
     };
     let joinpack = sign(fabric, &manifest)?;
     Ok(Draft {

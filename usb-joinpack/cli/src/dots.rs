@@ -7,17 +7,20 @@
 use crate::slice::Slice;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 
-const ENTRY: usize = 32;
+/// Bytes of an entry of a folder.
+pub const ENTRY: usize = 32;
 const DOT: &[u8] = b".          ";
 const DOT_DOT: &[u8] = b"..         ";
-const LONG_NAME: u8 = 0x0f;
+/// The kind of an entry that holds a part of a long name.
+pub const LONG_NAME: u8 = 0x0f;
 const FOLDER: u8 = 0x10;
-const DELETED: u8 = 0xe5;
+/// What an entry begins with that is free.
+pub const DELETED: u8 = 0xe5;
 /// Clusters of a root folder that are searched.
 const CHAIN: usize = 1024;
 
 /// What of a FAT boot sector matters here (specification, 3.1 to 3.3), in bytes.
-struct Geometry {
+pub struct Geometry {
     cluster: u64,
     fat: u64,
     root: u64,
@@ -37,7 +40,8 @@ fn number(bytes: &[u8], at: usize, length: usize) -> u64 {
 }
 
 impl Geometry {
-    fn read(disk: &mut Slice) -> io::Result<Self> {
+    /// Reads it.
+    pub fn read(disk: &mut Slice) -> io::Result<Self> {
         let mut boot = [0; 512];
         read_at(disk, 0, &mut boot)?;
         let sector = number(&boot, 11, 2);
@@ -65,7 +69,7 @@ impl Geometry {
     }
 
     /// Places of the pieces of the root folder.
-    fn root_pieces(&self, disk: &mut Slice) -> io::Result<Vec<(u64, u64)>> {
+    pub fn root_pieces(&self, disk: &mut Slice) -> io::Result<Vec<(u64, u64)>> {
         let Some(mut cluster) = self.root_cluster else {
             return Ok(vec![(self.root, self.root_length)]);
         };
@@ -80,7 +84,8 @@ impl Geometry {
     }
 }
 
-fn read_at(disk: &mut Slice, at: u64, bytes: &mut [u8]) -> io::Result<()> {
+/// Fills `bytes` from there on.
+pub fn read_at(disk: &mut Slice, at: u64, bytes: &mut [u8]) -> io::Result<()> {
     disk.seek(SeekFrom::Start(at))?;
     disk.read_exact(bytes)
 }

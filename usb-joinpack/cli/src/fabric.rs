@@ -7,12 +7,14 @@
 //!     last-serial      serial of the newest pack
 //!     revocations.json what is revoked: an array of snapshots, public
 //!     answered.json    which requests were answered: TPM and name, public
+//!     log.json         what opens the logs that boxes leave on sticks, secret; log-N.json are those before it
 //!
 //! Invariant: secret files are born with mode 0600 and never overwritten; the folder appears whole or not at all.
 
 use crate::chance;
 use crate::failure::{Failure, invalid};
 use crate::keyring::{self, Key, KeyArgs};
+use crate::log_key;
 use crate::succession::name;
 use anyhow::{Context as _, anyhow};
 use beemesh_ids::{Digest, FabricId, NodeName, PeerId};
@@ -240,6 +242,7 @@ fn populate(
         },
         0o600,
     )?;
+    log_key::make(dir)?;
     write_new(&dir.join("root.json"), &roots, 0o644)?;
     write_new(&dir.join("fabric.json"), &info, 0o644)?;
     Ok(info)
@@ -250,7 +253,8 @@ pub fn as_input(refusal: Refusal) -> Failure {
     Failure::Invalid(anyhow!("{refusal}"))
 }
 
-fn write_new<T: Serialize>(path: &Path, content: &T, mode: u32) -> Result<(), Failure> {
+/// Writes a JSON file that is not there yet.
+pub fn write_new<T: Serialize>(path: &Path, content: &T, mode: u32) -> Result<(), Failure> {
     let mut text = serde_json::to_vec_pretty(content).context("failed to write JSON")?;
     text.push(b'\n');
     let write = || {

@@ -4,15 +4,18 @@
 
 mod answer;
 mod ask;
+mod boot;
 mod boxes;
 mod chance;
 mod create;
 mod device;
 mod disk;
 mod dots;
+mod exchange;
 mod fabric;
 mod failure;
 mod keyring;
+mod log_key;
 mod media;
 mod plan;
 mod receipts;
@@ -136,7 +139,8 @@ enum Command {
     /// Answers the requests of machines that found no place in the pack on a stick: a newer pack takes its place, with a place for
     /// each of them that its TPM alone opens
     Answer(Box<answer::AnswerArgs>),
-    /// Lists and checks the receipts that nodes left on a stick: who did what with which pack, by whose clock
+    /// Lists and checks the receipts that nodes left on a stick: who did what with which pack, by whose clock; opens the logs
+    /// beside them
     Receipts(receipts::ReceiptsArgs),
 }
 
@@ -145,6 +149,14 @@ enum FabricCommand {
     /// Which key may do what, and until when: each change is one more root document
     #[command(subcommand)]
     Role(role::RoleCommand),
+    /// Makes the key to which boxes encrypt the logs that they leave on sticks, in the place of the one that the fabric has
+    LogKey {
+        /// Folder of the fabric
+        dir: PathBuf,
+        /// Form of the output
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Form,
+    },
     /// Makes a fabric: root and delegated keys in a new folder
     Init {
         /// The new folder
@@ -197,6 +209,9 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Fabric(FabricCommand::Role(command)) => role::run(command),
+        Command::Fabric(FabricCommand::LogKey { dir, output }) => {
+            show::print(output, &log_key::replace(&dir)?, log_key::Made::in_words)
+        }
         Command::Fabric(FabricCommand::Init {
             dir,
             name,
@@ -212,7 +227,8 @@ fn run(command: Command) -> Result<(), Failure> {
             let info = fabric::init(&dir, &name, root_keys, root_threshold, &given)?;
             show::print(output, &info, |info| {
                 format!(
-                    "fabric {} ({})\nmade in {}\nmove keys/root-*.json to places that do not burn together; operator.json is for bmctl\n",
+                    "fabric {} ({})\nmade in {}\nmove keys/root-*.json to places that do not burn together; operator.json is for bmctl; \
+                     log.json opens the logs that boxes leave on sticks\n",
                     info.name,
                     info.fabric,
                     dir.display()

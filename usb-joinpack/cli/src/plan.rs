@@ -290,7 +290,8 @@ fn is_receipt(bytes: &[u8]) -> bool {
         .is_ok_and(|envelope| envelope.payload_type() == RECEIPT_PAYLOAD_TYPE)
 }
 
-fn read_release(path: &Path) -> Result<ReleaseEntry, Failure> {
+/// The release that a `release.json` is of.
+pub fn read_release(path: &Path) -> Result<ReleaseEntry, Failure> {
     let mut bytes = Vec::new();
     let read = std::fs::File::open(path).and_then(|file| file.take(PLAN_LIMIT + 1).read_to_end(&mut bytes));
     if let Err(error) = read {

@@ -1,5 +1,6 @@
 //! What people and scripts are shown: packs, receipts, fabrics. Decides nothing, and never shows a secret.
 
+use crate::boot::BootView;
 use crate::chance;
 use crate::disk::in_words;
 use crate::failure::Failure;
@@ -7,11 +8,13 @@ use crate::vendor::Unproven;
 use anyhow::Context as _;
 use beemesh_ids::{Digest, FabricId, NodeName, PeerId};
 use beemesh_joinpack_format::{
-    ApprovalCode, KeyOrder, KeyOrders, Manifest, NodeEntry, Outcome, Part, PartKind, Receipt, ReceiptMachine,
-    Refusal, ReleaseEntry, Request, RevocationSet, Revocations, Role, RootChain, TimeSource, Timestamp,
+    ApprovalCode, KeyOrder, KeyOrders, LogKey, Manifest, NodeEntry, Outcome, Part, PartKind, Receipt,
+    ReceiptMachine, Refusal, ReleaseEntry, Request, RevocationSet, Revocations, Role, RootChain, TimeSource,
+    Timestamp,
 };
 use serde::Serialize;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -77,6 +80,8 @@ pub struct PackView {
     pub blank_disk: bool,
     /// OS releases that members may have booted.
     pub releases: Vec<ReleaseEntry>,
+    /// The key to which boxes encrypt the logs that they leave on the stick.
+    pub log_key: Option<LogKey>,
 }
 
 /// An image.
@@ -137,6 +142,7 @@ impl PackView {
             requests: manifest.requests,
             blank_disk: manifest.state.blank_disk,
             releases: manifest.releases.clone(),
+            log_key: manifest.log_key,
         }
     }
 
@@ -194,6 +200,12 @@ impl PackView {
             line(
                 "release",
                 format!("{}, PCR 11 {}", release.version, release.pcr11),
+            );
+        }
+        if let Some(key) = &self.log_key {
+            line(
+                "logs",
+                format!("boxes leave their log on the stick, encrypted to {key}"),
             );
         }
         line(
@@ -308,10 +320,16 @@ pub struct ReceiptView {
     pub message: Option<String>,
     /// What a pack that was applied brought.
     pub parts: Vec<Part>,
+    /// The log beside it.
+    pub log: Option<LogView>,
+    /// What the machine booted, by its TPM; `None` where nobody signed.
+    pub boot: Option<BootView>,
     /// The node's key signed it.
     pub signed: bool,
     /// `member` of the fabric that was given, `signed` by the node's key, `unsigned`, or `bad`.
     pub proof: &'static str,
+    /// The fabric that was given revokes the node.
+    pub revoked: bool,
 }
 
 impl ReceiptView {
@@ -336,8 +354,11 @@ impl ReceiptView {
             code,
             message,
             parts: receipt.parts,
+            log: None,
+            boot: None,
             signed: proof != "unsigned",
             proof,
+            revoked: false,
         }
     }
 
@@ -350,6 +371,33 @@ impl ReceiptView {
             code: Some(why.code().to_owned()),
             message: Some(why.to_string()),
             ..Self::default()
+        }
+    }
+}
+
+/// The log beside a receipt.
+#[derive(Debug, Serialize)]
+pub struct LogView {
+    /// Path on the stick.
+    pub file: String,
+    /// Bytes of that file.
+    pub size: u64,
+    /// The key that it is encrypted to.
+    pub key: LogKey,
+    /// Where it was written to, in the clear.
+    pub saved: Option<PathBuf>,
+    /// Code of the refusal, where it could not be opened.
+    pub code: Option<&'static str>,
+    /// The sentence.
+    pub message: Option<String>,
+}
+
+impl LogView {
+    fn in_words(&self) -> String {
+        match (&self.saved, self.code, &self.message) {
+            (_, Some(code), Some(message)) => format!("log REFUSED ({code}), `{}`: {message}", self.file),
+            (Some(path), ..) => format!("log in `{}`", path.display()),
+            _ => format!("log of {}", in_words(self.size)),
         }
     }
 }
@@ -371,12 +419,18 @@ pub fn receipts_in_words(receipts: &[ReceiptView]) -> String {
             text(r.machine.as_ref().map(machine_in_words)),
             text(at),
             text(r.serial.clone()),
-            r.proof.into(),
+            match r.revoked {
+                true => format!("{}, REVOKED", r.proof),
+                false => r.proof.to_owned(),
+            },
+            text(r.boot.as_ref().map(BootView::in_words)),
             outcome_in_words(r),
         ]
     });
     table(
-        &["NODE", "PEER", "MACHINE", "AT", "PACK", "PROOF", "OUTCOME"],
+        &[
+            "NODE", "PEER", "MACHINE", "AT", "PACK", "PROOF", "BOOT", "OUTCOME",
+        ],
         rows,
     )
 }
@@ -392,6 +446,14 @@ fn machine_in_words(machine: &ReceiptMachine) -> String {
 }
 
 fn outcome_in_words(receipt: &ReceiptView) -> String {
+    let outcome = deed_in_words(receipt);
+    match &receipt.log {
+        Some(log) => format!("{outcome}; {}", log.in_words()),
+        None => outcome,
+    }
+}
+
+fn deed_in_words(receipt: &ReceiptView) -> String {
     if let (Some(code), Some(message)) = (&receipt.code, &receipt.message) {
         // A bad receipt has no node to be found by.
         return match receipt.result {
@@ -438,6 +500,8 @@ pub struct AnswerView {
     pub maker: Option<String>,
     /// Why it is not proven.
     pub unproven: Option<String>,
+    /// What it booted, by its TPM.
+    pub boot: Option<BootView>,
 }
 
 impl AnswerView {
@@ -446,6 +510,7 @@ impl AnswerView {
         let content = request.map(|(_, request, _)| request);
         let proof = request.map(|(_, _, proof)| proof);
         Self {
+            boot: None,
             file: request.map(|(file, ..)| file.to_owned()).unwrap_or_default(),
             node: node.clone(),
             peer_id: content.map(|request| request.peer_id.clone()),
@@ -519,10 +584,11 @@ impl AnswersView {
                         (None, Some(why)) => format!("UNPROVEN: {why}"),
                         (None, None) => "UNPROVEN".to_owned(),
                     },
+                    answer.boot.as_ref().map(BootView::in_words).unwrap_or_default(),
                     answer.file.clone(),
                 ]
             });
-            text += &table(&["NODE", "CODE", "MACHINE", "PROOF", "REQUEST"], rows);
+            text += &table(&["NODE", "CODE", "MACHINE", "PROOF", "BOOT", "REQUEST"], rows);
         }
         if !self.refused.is_empty() {
             let rows = self

@@ -40,6 +40,11 @@ impl Slice {
         }
     }
 
+    /// What was written is on the medium after this.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
     fn remaining(&self, wanted: usize) -> usize {
         let left = self.length.saturating_sub(self.position);
         usize::try_from(left).unwrap_or(usize::MAX).min(wanted)

@@ -1,12 +1,13 @@
 //! Writing a pack to a folder, an image or a stick, and reading it back.
 //!
 //! Invariants: the old `joinpack.json` goes first and the new one comes last, so a target that was cut off is never a
-//! pack; every blob is checked against its digest while it is copied and again while it is read back; what a target
+//! pack; where it is replaced alone, the old one or the new one is there at every moment; every blob is checked against its digest while it is copied and again while it is read back; what a target
 //! holds besides a pack (receipts, other files) stays.
 
 use crate::device::{self, Kernel};
 use crate::disk::{self, Fat, Place};
 use crate::dots;
+use crate::exchange;
 use crate::failure::{Failure, invalid};
 use crate::media::{self, Media};
 use crate::slice::Slice;
@@ -19,6 +20,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, IsTerminal as _, Read, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
+/// The signed manifest.
+const MANIFEST: &str = "joinpack.json";
+/// One that takes its place.
+const STAGING: &str = "joinpack.new";
 /// Largest file on FAT.
 const FAT_FILE: u64 = u32::MAX as u64;
 
@@ -307,11 +312,11 @@ fn put_manifest(dir: &Path, joinpack: &[u8]) -> Result<(), Failure> {
     Ok(write().with_context(|| format!("failed to write `{}`", manifest.display()))?)
 }
 
-/// FAT cannot rename over a file: the new manifest lies whole beside the old one, read back from the medium, before two entries
-/// of the root folder change.
+/// FAT cannot rename over a file: the new manifest lies whole beside the old one, read back from the medium, before their two
+/// entries in the root folder change places.
 fn replace_fat(path: &Path, place: Place, joinpack: &[u8]) -> Result<(), Failure> {
-    const STAGING: &str = "joinpack.new";
     let context = || format!("failed to write to `{}`", path.display());
+    exchange::part(&mut writing(path, place)?, MANIFEST, STAGING).with_context(context)?;
     let fs = disk::open(path, place, true)?;
     remove_fat(&fs.root_dir(), STAGING)?;
     let stats = fs.stats().context("failed to read the free space")?;
@@ -334,13 +339,26 @@ fn replace_fat(path: &Path, place: Place, joinpack: &[u8]) -> Result<(), Failure
     if written.as_deref() != Some(joinpack) {
         return Err(not_what_was_written(path));
     }
+    let exchanged =
+        exchange::exchange(&mut writing(path, place)?, MANIFEST, STAGING).with_context(context)?;
     let fs = disk::open(path, place, true)?;
-    remove_fat(&fs.root_dir(), "joinpack.json")?;
     let root = fs.root_dir();
-    root.rename(STAGING, &root, "joinpack.json")
-        .with_context(context)?;
+    if exchanged {
+        remove_fat(&root, STAGING)?;
+    } else {
+        // Another writer gave them entries of another form: for a moment there is none of the two.
+        remove_fat(&root, MANIFEST)?;
+        root.rename(STAGING, &root, MANIFEST).with_context(context)?;
+    }
     drop(root);
     close(fs, path)
+}
+
+/// The file system at `place` as bytes.
+fn writing(path: &Path, place: Place) -> Result<Slice, Failure> {
+    let file = OpenOptions::new().read(true).write(true).open(path);
+    let file = file.with_context(|| format!("failed to open `{}`", path.display()))?;
+    Ok(Slice::writing(file, place.start, place.length))
 }
 
 /// Leaves holes where a piece holds nothing but zeros: images of disks stay as small as they were.
@@ -382,6 +400,8 @@ fn write_fat(path: &Path, place: Place, content: &Content<'_>, bar: &ProgressBar
             "blob `{digest}` is larger than a file on FAT can be (4 GiB): put the pack into a folder, or make the image smaller"
         );
     }
+    // What is left of a replacement that power cut short shares its content with the manifest.
+    exchange::part(&mut writing(path, place)?, MANIFEST, STAGING).with_context(context)?;
     make_folders(path, place).with_context(context)?;
     let fs = disk::open(path, place, true)?;
     fill_fat(&fs, content, bar).map_err(|failure| match failure {

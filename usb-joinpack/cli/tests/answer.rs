@@ -50,6 +50,7 @@ fn request(folder: &Path, n: u8, chip: &Chip, maker: &Maker) -> Request {
         chain: Some(STANDARD.encode(&maker.link)),
         boot_id: String::new(),
         at: AT.plus_seconds(i64::from(n)),
+        attestation: None,
     }
 }
 

@@ -107,6 +107,8 @@ fn receipt_of(pack: &Path, key: &SecretKey, ek: &EndorsementFile) -> Receipt {
         pack: Some(beemesh_ids::Digest::of(&bytes)),
         outcome: Outcome::Applied,
         parts: Vec::new(),
+        log: None,
+        attestation: None,
     }
 }
 

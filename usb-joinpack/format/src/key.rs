@@ -8,7 +8,7 @@ use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-fn unhex(what: &'static str, text: &str) -> Result<[u8; 32], Refusal> {
+pub(crate) fn unhex(what: &'static str, text: &str) -> Result<[u8; 32], Refusal> {
     let fail = || Refusal::malformed(what, "expected 64 lower-case hexadecimal digits");
     let mut bytes = [0; 32];
     if text.len() != 64 || text.bytes().any(|b| !matches!(b, b'0'..=b'9' | b'a'..=b'f')) {

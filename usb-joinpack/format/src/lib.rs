@@ -8,11 +8,13 @@ mod acceptance;
 mod approval;
 mod authority;
 mod blob;
+mod boot_quote;
 pub mod dsse;
 mod endorsement;
 mod key;
 mod key_order;
 pub mod limits;
+mod log;
 mod machine;
 mod manifest;
 mod membership;
@@ -34,11 +36,13 @@ pub use acceptance::{ACCEPTANCE_PAYLOAD_TYPE, Acceptance, Acceptances, Registers
 pub use approval::{ApprovalCode, DENIAL_PAYLOAD_TYPE, Denial, NotACode};
 pub use authority::{Act, Deed, Grant, KeyLimits, Names, Source, scope_in_words};
 pub use blob::{BlobCheck, blob_path};
+pub use boot_quote::{BootQuote, QuoteParts};
 pub use dsse::Envelope;
 pub use endorsement::EndorsementFile;
 pub use key::{KeyId, PublicKey, SecretKey, SignError, Signer};
 pub use key_order::{KEY_ORDER_PAYLOAD_TYPE, KeyOrder, KeyOrders};
 pub use limits::MANIFEST_LIMIT;
+pub use log::{LogEntry, LogKey, LogSecret, surplus_logs};
 pub use machine::Machine;
 pub use manifest::{
     ImageEntry, MANIFEST_PAYLOAD_TYPE, Manifest, NodeEntry, NodeNetwork, PackVoucher, ReleaseEntry,

@@ -22,6 +22,10 @@ pub const REASON: usize = 256;
 pub const RECEIPT_LIMIT: usize = 85 * 1024;
 /// Receipts on one stick, one for each place that a pack can have: with their length 43 MiB. The oldest go first.
 pub const RECEIPTS: usize = 512;
+/// Length of the log that a receipt may have beside it in bytes, before it is encrypted: with so many receipts 128 MiB.
+pub const LOG: usize = 256 * 1024;
+/// Length of such a log's file in bytes: what tells it apart, the encapsulated key and the tag come on top.
+pub const LOG_LIMIT: usize = LOG + 14 + 32 + 16;
 /// Length of a request file in bytes.
 pub const REQUEST_LIMIT: usize = 64 * 1024;
 /// Requests on one stick, one for each place that a pack can have.

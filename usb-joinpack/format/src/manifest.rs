@@ -9,7 +9,7 @@ use crate::validate::{
     check_cidr, check_escape, check_image_name, check_ip, check_label, check_mac, check_peer, check_serial,
     check_ulid, distinct, payload,
 };
-use crate::{Act, Deed, Envelope, Refusal, Role, SecretKey, Timestamp, limits};
+use crate::{Act, Deed, Envelope, LogKey, Refusal, Role, SecretKey, Timestamp, limits};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use beemesh_ids::{Digest, FabricId, NodeName};
 use serde::{Deserialize, Serialize};
@@ -68,6 +68,9 @@ pub struct Manifest {
     /// OS releases that members may have booted, at most [`limits::RELEASES`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub releases: Vec<ReleaseEntry>,
+    /// The key to which boxes encrypt the log that they leave beside a receipt; without one they leave none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_key: Option<LogKey>,
 }
 
 /// An OS release.
@@ -194,6 +197,8 @@ struct Wire {
     requests: bool,
     #[serde(default)]
     releases: Vec<ReleaseEntry>,
+    #[serde(default)]
+    log_key: Option<LogKey>,
 }
 
 #[derive(Deserialize)]
@@ -330,6 +335,7 @@ impl Manifest {
             approval: wire.approval,
             requests: wire.requests,
             releases: wire.releases,
+            log_key: wire.log_key,
         };
         manifest.check()?;
         Ok(manifest)

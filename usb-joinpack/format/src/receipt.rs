@@ -4,11 +4,12 @@
 //! which member wrote it. A node that has no identity yet writes an unsigned receipt: for people, not for proof.
 //! Invariant: what [`Receipt::parse`] gives keeps the bounds below, and names nobody whose credential says otherwise.
 
+use crate::boot_quote::{RESERVE, nonce};
 use crate::refusal::clean;
 use crate::validate::{parse_payload, payload};
 use crate::{
-    EndorsementFile, Envelope, Member, Membership, PublicKey, Refusal, RoleKeys, RootChain, SecretKey,
-    Timestamp, limits,
+    BootQuote, EndorsementFile, Envelope, LogEntry, Member, Membership, PublicKey, Refusal, RoleKeys,
+    RootChain, SecretKey, Timestamp, limits,
 };
 use beemesh_ids::{Digest, FabricId, NodeName, PeerId};
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,12 @@ pub struct Receipt {
     pub outcome: Outcome,
     /// What a pack that was applied brought, and what of it was not taken.
     pub parts: Vec<Part>,
+    /// The log that lies beside it, at [`Receipt::log_path`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogEntry>,
+    /// What the machine's TPM says of its boot, over [`Receipt::nonce`]. The last member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attestation: Option<BootQuote>,
 }
 
 /// What the machine is recognised by, so that a place of a later pack can be tied to it.
@@ -135,23 +142,45 @@ impl Receipt {
     pub fn to_envelope(&self, key: Option<&SecretKey>) -> Result<Envelope, Refusal> {
         let keys: Vec<_> = key.into_iter().collect();
         let mut receipt = self.clone();
-        receipt.cut();
+        receipt.fit(&keys, limits::RECEIPT_LIMIT)
+    }
+
+    /// Brings the receipt into the form in which it is written, with room for a quote, and gives the quote's nonce. Nothing else
+    /// of the receipt may change after this.
+    pub fn settle(&mut self) -> Result<Digest, Refusal> {
+        self.attestation = None;
+        self.fit(&[], limits::RECEIPT_LIMIT - RESERVE)?;
+        self.nonce()
+    }
+
+    /// What the quote in it is made over: everything else that it says.
+    pub fn nonce(&self) -> Result<Digest, Refusal> {
+        let without = Self {
+            attestation: None,
+            ..self.clone()
+        };
+        nonce(WHAT, &without)
+    }
+
+    /// Cuts it to its bounds, and to `limit` bytes as a file.
+    fn fit(&mut self, keys: &[&SecretKey], limit: usize) -> Result<Envelope, Refusal> {
+        self.cut();
         let sign = |receipt: &Self| {
             Ok::<_, Refusal>(Envelope::sign(
                 RECEIPT_PAYLOAD_TYPE,
                 &payload(WHAT, receipt)?,
-                &keys,
+                keys,
             ))
         };
-        let fits = |envelope: &Envelope| envelope.to_json().len() <= limits::RECEIPT_LIMIT;
-        let mut envelope = sign(&receipt)?;
+        let fits = |envelope: &Envelope| envelope.to_json().len() <= limit;
+        let mut envelope = sign(self)?;
         if !fits(&envelope) {
-            receipt.machine.ek.iter_mut().for_each(|ek| ek.certificate = None);
-            envelope = sign(&receipt)?;
+            self.machine.ek.iter_mut().for_each(|ek| ek.certificate = None);
+            envelope = sign(self)?;
         }
         if !fits(&envelope) {
-            receipt.membership = None;
-            envelope = sign(&receipt)?;
+            self.membership = None;
+            envelope = sign(self)?;
         }
         Ok(envelope)
     }
@@ -208,6 +237,9 @@ impl Receipt {
         if let Some(ek) = &self.machine.ek {
             ek.public_key()?;
         }
+        if let Some(quote) = &self.attestation {
+            quote.parts()?;
+        }
         match (&self.membership, &self.peer_id) {
             (None, _) => Ok(()),
             (Some(_), None) => Err(Refusal::OtherPeer),
@@ -246,6 +278,11 @@ impl Receipt {
     /// Relative path in the pack: `receipts/<peer>-<what>.json`, fit for FAT. One for each machine and pack: the same pack
     /// again replaces the receipt.
     pub fn path(&self) -> String {
+        format!("receipts/{}.json", self.stem())
+    }
+
+    /// Its name without the ending.
+    pub(crate) fn stem(&self) -> String {
         let peer = self.peer_id.as_ref().map_or("unknown", |peer| peer.short());
         let serial = self
             .serial
@@ -256,7 +293,7 @@ impl Receipt {
             (None, Some(pack)) => pack.hex().chars().take(26).collect(),
             (None, None) => "none".to_owned(),
         };
-        format!("receipts/{peer}-{tail}.json")
+        format!("{peer}-{tail}")
     }
 }
 

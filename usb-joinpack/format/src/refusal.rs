@@ -3,7 +3,7 @@
 //! A refusal is a decision, not a failure. Text that came from the document is cut and cleaned before it gets in here,
 //! so a refusal can be shown on a console.
 
-use crate::{KeyId, Timestamp};
+use crate::{KeyId, LogKey, Timestamp};
 use beemesh_ids::{Digest, FabricId};
 
 /// Why a pack, or a document in it, is refused. `Display` is a sentence that can be read out on the phone.
@@ -240,6 +240,31 @@ pub enum Refusal {
         /// Whose part it is, cleaned.
         value: String,
     },
+    /// A receipt names a log that is not there.
+    #[error("the receipt names a log that is not on the stick: it was removed, or was not copied along")]
+    LogMissing,
+    /// The log that a receipt names is shorter than it was.
+    #[error(
+        "the log is cut off ({found} of {size} bytes are there): copy it again from the stick that the box wrote it to"
+    )]
+    LogCutOff {
+        /// Bytes that the receipt says.
+        size: u64,
+        /// Bytes that are there.
+        found: u64,
+    },
+    /// The log beside a receipt is not the one that belongs to it.
+    #[error("the log is not the one that belongs to this receipt: it was altered, damaged or exchanged")]
+    LogAltered,
+    /// A log that is encrypted to a key that is not at hand.
+    #[error(
+        "the log is encrypted to the log key {key}, which is not among the `log*.json` of this fabric's folder: use the folder \
+         that the pack was made from"
+    )]
+    OtherLogKey {
+        /// Its public half.
+        key: LogKey,
+    },
     /// A credential of another machine.
     #[error("this credential belongs to another machine than the one that shows it")]
     OtherPeer,
@@ -274,6 +299,10 @@ impl Refusal {
             Self::LimitExceeded { .. } => "limit-exceeded",
             Self::Duplicate { .. } => "duplicate",
             Self::Inconsistent { .. } => "inconsistent",
+            Self::LogMissing => "log-missing",
+            Self::LogCutOff { .. } => "log-cut-off",
+            Self::LogAltered => "log-altered",
+            Self::OtherLogKey { .. } => "other-log-key",
             Self::OtherPeer => "other-peer",
         }
     }

@@ -5,14 +5,15 @@
 //! a genuine one is for its maker's certificates to say, and this module does not read those.
 //! Invariant: what [`Request::parse`] gives was signed by the key of its peer id, keeps its bounds, and has an endorsement key.
 
+use crate::boot_quote::{RESERVE, nonce};
 use crate::refusal::clean;
 use crate::validate::{check_mac, check_serial, check_ulid, parse_payload, payload};
 use crate::{
-    EndorsementFile, Envelope, Machine, PublicKey, ReceiptMachine, Refusal, RoleKeys, SecretKey, Timestamp,
-    limits,
+    BootQuote, EndorsementFile, Envelope, Machine, PublicKey, ReceiptMachine, Refusal, RoleKeys, SecretKey,
+    Timestamp, limits,
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use beemesh_ids::{FabricId, PeerId};
+use beemesh_ids::{Digest, FabricId, PeerId};
 use serde::{Deserialize, Serialize};
 
 /// DSSE payload type of a [`Request`].
@@ -41,29 +42,57 @@ pub struct Request {
     pub boot_id: String,
     /// When, by the machine's clock.
     pub at: Timestamp,
+    /// What the machine's TPM says of its boot, over [`Request::nonce`]. The last member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attestation: Option<BootQuote>,
 }
 
 impl Request {
     /// The request as a file's content, signed by the machine's `key`. What is past its bounds is left out: cards, a serial
     /// number of another form, the chain; [`Refusal::Malformed`] where it has no endorsement key.
     pub fn to_envelope(&self, key: &SecretKey) -> Result<Envelope, Refusal> {
-        let mut request = self.clone();
-        request.machine.macs.retain(|mac| check_mac(mac).is_ok());
-        request.machine.macs.truncate(limits::CARDS);
-        request.machine.serial = request.machine.serial.filter(|text| check_serial(text).is_ok());
-        request.chain = request.chain.filter(|chain| chain_of(chain).is_ok());
-        request.check()?;
+        self.clone().fit(&[key], limits::REQUEST_LIMIT)
+    }
+
+    /// Brings the request into the form in which it is written, with room for a quote, and gives the quote's nonce. Nothing else
+    /// of the request may change after this.
+    pub fn settle(&mut self) -> Result<Digest, Refusal> {
+        self.attestation = None;
+        self.fit(&[], limits::REQUEST_LIMIT - RESERVE)?;
+        self.nonce()
+    }
+
+    /// What the quote in it is made over: everything else that it says.
+    pub fn nonce(&self) -> Result<Digest, Refusal> {
+        let without = Self {
+            attestation: None,
+            ..self.clone()
+        };
+        nonce(WHAT, &without)
+    }
+
+    /// Cuts it to its bounds, and to `limit` bytes as a file.
+    fn fit(&mut self, keys: &[&SecretKey], limit: usize) -> Result<Envelope, Refusal> {
+        self.machine.macs.retain(|mac| check_mac(mac).is_ok());
+        self.machine.macs.truncate(limits::CARDS);
+        self.machine.serial = self
+            .machine
+            .serial
+            .take()
+            .filter(|text| check_serial(text).is_ok());
+        self.chain = self.chain.take().filter(|chain| chain_of(chain).is_ok());
+        self.check()?;
         let sign = |request: &Self| {
             let payload = payload(WHAT, request)?;
-            Ok::<_, Refusal>(Envelope::sign(REQUEST_PAYLOAD_TYPE, &payload, &[key]))
+            Ok::<_, Refusal>(Envelope::sign(REQUEST_PAYLOAD_TYPE, &payload, keys))
         };
-        let envelope = sign(&request)?;
-        if envelope.to_json().len() <= limits::REQUEST_LIMIT {
+        let envelope = sign(self)?;
+        if envelope.to_json().len() <= limit {
             return Ok(envelope);
         }
-        request.chain = None;
-        request.machine.ek.iter_mut().for_each(|ek| ek.certificate = None);
-        sign(&request)
+        self.chain = None;
+        self.machine.ek.iter_mut().for_each(|ek| ek.certificate = None);
+        sign(self)
     }
 
     /// Reads a request file of at most [`limits::REQUEST_LIMIT`] bytes. One that its peer id's key did not sign is refused.
@@ -96,6 +125,9 @@ impl Request {
             return Err(Refusal::malformed(WHAT, "its boot id is none"));
         }
         self.endorsement()?.public_key()?;
+        if let Some(quote) = &self.attestation {
+            quote.parts()?;
+        }
         self.chain.iter().try_for_each(|chain| chain_of(chain).map(drop))
     }
 
@@ -168,7 +200,6 @@ pub fn surplus_requests(mut there: Vec<(String, Option<String>)>, serial: &str) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use beemesh_ids::Digest;
 
     const SERIAL: &str = "01KDVKFD00000000000000000A";
     const OLDER: &str = "01KDVKFC00000000000000000A";
@@ -186,7 +217,35 @@ mod tests {
             chain: Some(STANDARD.encode(b"more certificates")),
             boot_id: "d5e4c4fe-0f5e-4b0f-8f0b-6c1d3c9a7e55".to_owned(),
             at: Timestamp(1_767_323_045),
+            attestation: None,
         }
+    }
+
+    #[test]
+    fn quote_is_over_all_else_and_has_room_in_the_fullest_request() {
+        let key = SecretKey::from_bytes([1; 32]);
+        let mut full = request(&key);
+        full.machine.ek = Some(EndorsementFile::new(&[1; 512], Some(&[2; 12 * 1024])));
+        full.chain = Some(STANDARD.encode([3; limits::CHAIN]));
+        let nonce = full.settle().unwrap();
+        let parts = crate::QuoteParts {
+            ak: vec![1; 90],
+            attest: vec![2; 512],
+            signature: vec![3; 64],
+        };
+        full.attestation = Some(BootQuote::new(&parts, crate::Registers::default()));
+        let read = Request::parse(&full.to_envelope(&key).unwrap().to_json()).unwrap();
+        assert_eq!((&read, read.nonce()), (&full, Ok(nonce)));
+        let mut other = read;
+        other.at = other.at.plus_seconds(1);
+        assert_ne!(other.nonce(), Ok(nonce));
+        // What is past its bounds is no request.
+        let long = BootQuote {
+            ak: "A".repeat(4096),
+            ..full.attestation.clone().unwrap()
+        };
+        full.attestation = Some(long);
+        assert_eq!(full.to_envelope(&key).map_err(|r| r.code()), Err("too-large"));
     }
 
     #[test]

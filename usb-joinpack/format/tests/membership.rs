@@ -277,6 +277,8 @@ fn receipt(outcome: Outcome) -> Receipt {
             what: "dhcp".into(),
             refused: Some("no such card".into()),
         }],
+        log: None,
+        attestation: None,
     }
 }
 

@@ -3,7 +3,9 @@
 
 mod generator;
 
-use beemesh_usb_joinpack_format::{BlobCheck, Envelope, Machine, Pack, Refusal, Request, RootChain};
+use beemesh_usb_joinpack_format::{
+    BlobCheck, Envelope, Machine, Pack, Proof, Receipt, Refusal, Request, RootChain,
+};
 use generator::Vector;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -66,6 +68,24 @@ fn judge(vector: &Vector, files: &BTreeMap<String, Vec<u8>>) -> Result<(), Refus
         let request = Request::parse(&files[&format!("pack/{path}")])?;
         request.check_asked(&pack.manifest().fabric, &pack.manifest().serial)?;
         assert_eq!(request.path(), *path, "{}", vector.about);
+        let quoted = request.attestation.is_some().then(|| request.nonce().unwrap());
+        assert_eq!(quoted, vector.nonce, "{}", vector.about);
+    }
+    if let Some(path) = &vector.receipt {
+        let (receipt, proof) = Receipt::parse(&files[&format!("pack/{path}")])?;
+        assert_eq!(receipt.path(), *path, "{}", vector.about);
+        let quoted = receipt.attestation.is_some().then(|| receipt.nonce().unwrap());
+        assert_eq!(quoted, vector.nonce, "{}", vector.about);
+        assert!(matches!(proof, Proof::SignedBy(_)) && receipt.member(pack.roots())?.is_some());
+        let log = receipt
+            .log_path()
+            .and_then(|path| files.get(&format!("pack/{path}")));
+        let log = receipt.open_log(
+            log.map(Vec::as_slice),
+            &pack.manifest().fabric,
+            &[generator::log_key("log")],
+        )?;
+        assert_eq!(log.as_deref(), vector.log.as_deref().map(str::as_bytes));
     }
     Ok(())
 }
@@ -99,11 +119,15 @@ fn every_vector_is_judged_as_it_says() {
         "inconsistent",
         "key-expired",
         "limit-exceeded",
+        "log-altered",
+        "log-cut-off",
+        "log-missing",
         "malformed",
         "missing-blob",
         "older-than-applied",
         "other-box",
         "other-fabric",
+        "other-log-key",
         "other-trip",
         "out-of-scope",
         "path-escapes",

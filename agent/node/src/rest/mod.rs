@@ -16,6 +16,7 @@ mod system_log;
 pub use answer::Refused;
 pub use routes::Context;
 pub use serve::{Access, listen_unix, serve_connection, serve_tls, serve_unix};
+pub use system_log::record_view;
 
 /// Where the REST interface listens for operators, TCP.
 pub const REST_PORT: u16 = 7443;

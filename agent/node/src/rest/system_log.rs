@@ -135,7 +135,7 @@ fn pump(mut reader: SystemReader, wanted: &Wanted, sender: &mpsc::Sender<RecordV
         }
         match wanted.tail {
             None => {
-                if sender.blocking_send(view(entry)).is_err() {
+                if sender.blocking_send(record_view(entry)).is_err() {
                     return;
                 }
             }
@@ -148,14 +148,14 @@ fn pump(mut reader: SystemReader, wanted: &Wanted, sender: &mpsc::Sender<RecordV
         }
     }
     for entry in tail {
-        if sender.blocking_send(view(entry)).is_err() {
+        if sender.blocking_send(record_view(entry)).is_err() {
             return;
         }
     }
     while wanted.follow && !sender.is_closed() {
         match reader.next_entry() {
             Some(entry) if wanted.takes(&entry) => {
-                if sender.blocking_send(view(entry)).is_err() {
+                if sender.blocking_send(record_view(entry)).is_err() {
                     return;
                 }
             }
@@ -165,7 +165,8 @@ fn pump(mut reader: SystemReader, wanted: &Wanted, sender: &mpsc::Sender<RecordV
     }
 }
 
-fn view(Entry { boot, record }: Entry) -> RecordView {
+/// A record as clients get it.
+pub fn record_view(Entry { boot, record }: Entry) -> RecordView {
     let (message, message_base64) = match String::from_utf8(record.message) {
         Ok(message) => (message, None),
         Err(error) => (

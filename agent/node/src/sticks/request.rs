@@ -1,6 +1,7 @@
 //! The request that a box without a place leaves on the stick: who it is, and what its TPM shows, for the stick's maker.
 
 use super::Sticks;
+use super::receipt::quote;
 use crate::stick::{self, StickError};
 use crate::{clock, network};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -47,7 +48,7 @@ impl Sticks {
             Vec::new()
         });
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        Ok(Request {
+        let mut request = Request {
             fabric: manifest.fabric.clone(),
             serial: manifest.serial.clone(),
             peer_id: self.key.now().peer_id(),
@@ -59,7 +60,11 @@ impl Sticks {
             chain: (!chain.is_empty() && chain.len() <= limits::CHAIN).then(|| STANDARD.encode(&chain)),
             boot_id: boot_id.trim().to_owned(),
             at: clock::system_now().max(self.floor.0),
-        })
+            attestation: None,
+        };
+        let nonce = request.settle()?;
+        request.attestation = quote(&nonce);
+        Ok(request)
     }
 
     /// Writes the request to the stick that is mounted.

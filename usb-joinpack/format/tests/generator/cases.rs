@@ -5,6 +5,7 @@ use super::*;
 mod limits;
 mod places;
 mod requests;
+mod visits;
 
 /// Collects the cases.
 struct Book(Vec<Case>);
@@ -27,6 +28,9 @@ impl Book {
             pad_to: None,
             machine: None,
             request: None,
+            receipt: None,
+            log: None,
+            nonce: None,
         };
         let mut files: BTreeMap<_, _> = draft
             .blobs
@@ -84,6 +88,7 @@ pub fn cases() -> Vec<Case> {
     places::approvals(&mut book);
     places::revocations(&mut book);
     requests::requests(&mut book);
+    visits::receipts(&mut book);
     places::orders(&mut book);
     places::releases(&mut book);
     book.0

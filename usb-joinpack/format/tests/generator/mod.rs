@@ -7,9 +7,10 @@
 use beemesh_ids::{Digest, FabricId, NodeName, PeerId};
 use beemesh_usb_joinpack_format as format;
 use format::{
-    Admission, EndorsementFile, Envelope, ImageEntry, KeyOrder, MANIFEST_LIMIT, MANIFEST_PAYLOAD_TYPE,
-    Manifest, NodeEntry, NodeNetwork, PackVoucher, ReceiptMachine, ReleaseEntry, Request, Revocations, Role,
-    RoleSpec, Root, RootChain, SealedKey, SecretKey, StatePolicy, Timestamp, VOUCHER_PAYLOAD_TYPE, Voucher,
+    Admission, EndorsementFile, Envelope, ImageEntry, KeyOrder, LogSecret, MANIFEST_LIMIT,
+    MANIFEST_PAYLOAD_TYPE, Manifest, NodeEntry, NodeNetwork, PackVoucher, ReceiptMachine, ReleaseEntry,
+    Request, Revocations, Role, RoleSpec, Root, RootChain, SealedKey, SecretKey, StatePolicy, Timestamp,
+    VOUCHER_PAYLOAD_TYPE, Voucher,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,6 +46,16 @@ pub struct Vector {
     /// The request that is judged after the pack: its path in the pack.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<String>,
+    /// The receipt that is judged after the pack, with the log beside it: its path in the pack. The log key at hand is the one named
+    /// `log`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<String>,
+    /// The nonce of the quote in the receipt or request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<Digest>,
+    /// What the log must say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
 }
 
 /// A machine in `vector.json`.
@@ -71,6 +82,12 @@ pub fn time(text: &str) -> Timestamp {
 /// The key of a name: its seed is the SHA-256 of a fixed prefix and the name.
 pub fn key(name: &str) -> SecretKey {
     SecretKey::from_bytes(*Digest::of(format!("beemesh test key: {name}").as_bytes()).as_bytes())
+}
+
+/// The log key of a name: its seed is made like that of other keys.
+pub fn log_key(name: &str) -> LogSecret {
+    let bytes = Digest::of(format!("beemesh test key: {name}").as_bytes());
+    LogSecret::from_bytes(bytes.as_bytes()).unwrap()
 }
 
 fn role(names: &[&str], threshold: u32) -> RoleSpec {
@@ -273,6 +290,7 @@ pub fn draft(fabric: &str, enrolment: u32) -> Draft {
         approval: false,
         requests: false,
         releases: Vec::new(),
+        log_key: None,
     };
     Draft {
         manifest,

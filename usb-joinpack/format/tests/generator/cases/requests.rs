@@ -21,6 +21,7 @@ fn request(manifest: &Manifest) -> Request {
         chain: Some(STANDARD.encode(b"stands for the certificates above it")),
         boot_id: "d5e4c4fe-0f5e-4b0f-8f0b-6c1d3c9a7e55".into(),
         at: time(FLOOR),
+        attestation: None,
     }
 }
 
@@ -52,6 +53,19 @@ pub(super) fn requests(book: &mut Book) {
     )
     .change(|vector| vector.machine = Some(stranger.clone()));
     let good = request(&asking.manifest);
+    let mut attested = good.clone();
+    attested.attestation = Some(super::visits::quote(145, &[0, 7, 11]));
+    let text = serde_json::to_string(&attested).unwrap();
+    let content = sign(&text, &["machine-1"]);
+    case(
+        book,
+        "request-with-attestation",
+        "a request with a quote",
+        "accepted",
+        content,
+    );
+    let last = book.0.last_mut().unwrap();
+    last.change(|vector| vector.nonce = Some(attested.nonce().unwrap()));
     let text = serde_json::to_string(&good).unwrap();
     let own = ["machine-1"];
     case(book, "good-request", "a request", "accepted", sign(&text, &own));
