@@ -23,6 +23,7 @@ use beemesh_firmware_measure::fake::FakeChip;
 use beemesh_ids::{Digest, PeerId};
 use beemesh_joinpack_format::{RevocationSet, Standing};
 pub use keys::Keys;
+pub(crate) use keys::{HANDSHAKE_US, VERIFY_US};
 use rand::{SeedableRng, rngs::SmallRng};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
