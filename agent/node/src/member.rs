@@ -151,7 +151,7 @@ impl Part {
             tuning: Tuning::default(),
         };
         let me = &joined.member;
-        let accepted = persisted.members.iter().any(|(peer, _)| *peer != me.peer_id);
+        let accepted = persisted.members.keys().any(|peer| *peer != me.peer_id);
         let cell = Cell::new(config, persisted, Millis(0));
         let (rotator, left) = Rotator::new(self.leftover);
         let (rotation_done, rotated) = mpsc::channel(RESULTS);
@@ -224,7 +224,7 @@ impl Part {
         let own = (me, joined.document.membership.to_bytes());
         // Who redeemed which voucher is remembered over restarts: a copied stick stays out. What is remembered of this
         // node itself may be a voucher that it has given way with.
-        let others = persisted.members.iter().filter(|(peer, _)| peer != me);
+        let others = persisted.members.iter().filter(|(peer, _)| *peer != me);
         let others = others.map(|(peer, member)| (peer, member.credential.clone()));
         for (peer, credential) in std::iter::once(own).chain(others) {
             if let Err(refusal) = admission.recall(peer, &credential) {

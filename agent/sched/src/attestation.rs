@@ -309,7 +309,6 @@ impl Attestations {
         is_member: impl Fn(&PeerId) -> bool,
         is_there: impl Fn(&PeerId) -> bool,
     ) -> Vec<(PeerId, u64)> {
-        self.known.retain(|peer, _| is_member(peer));
         let mut out = 0;
         for known in self.known.values_mut() {
             match known.asked {
@@ -322,13 +321,23 @@ impl Attestations {
             .known
             .iter()
             .filter(|(_, known)| known.asked.is_none() && known.next <= now);
-        let waiting = waiting.filter(|(peer, _)| is_there(peer));
-        let mut due: Vec<(Millis, PeerId)> =
-            waiting.map(|(peer, known)| (known.next, peer.clone())).collect();
-        due.sort_unstable();
-        due.truncate(AT_ONCE.saturating_sub(out));
+        let mut waiting: Vec<(Millis, &PeerId)> = waiting.map(|(peer, known)| (known.next, peer)).collect();
+        waiting.sort_unstable();
+        // In a large cell a thousand wait for their turn, every second: only those whose turn it is are looked at.
+        let (mut due, mut gone) = (Vec::new(), Vec::new());
+        for (_, peer) in waiting {
+            if due.len() >= AT_ONCE.saturating_sub(out) {
+                break;
+            }
+            if !is_member(peer) {
+                gone.push(peer.clone());
+            } else if is_there(peer) {
+                due.push(peer.clone());
+            }
+        }
+        gone.iter().for_each(|peer| drop(self.known.remove(peer)));
         let mut asked = Vec::with_capacity(due.len());
-        for (_, peer) in due {
+        for peer in due {
             if let Some(known) = self.known.get_mut(&peer) {
                 self.rounds += 1;
                 known.asked = Some((self.rounds, now));

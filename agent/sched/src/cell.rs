@@ -90,6 +90,8 @@ pub struct Cell {
     pub(crate) revocation_digest: u64,
     pub(crate) snapshots: Vec<Vec<u8>>,
     pub(crate) root_documents: Vec<Vec<u8>>,
+    /// When a member's later key was learned last.
+    pub(crate) key_learned: Option<Millis>,
     pub(crate) order_digest: u64,
     pub(crate) orders: Vec<Vec<u8>>,
     pub(crate) attestations: Attestations,
@@ -156,6 +158,7 @@ impl Cell {
             revocation_digest: 0,
             snapshots: Vec::new(),
             root_documents: Vec::new(),
+            key_learned: None,
             order_digest: 0,
             orders: Vec::new(),
             attestations,
@@ -394,6 +397,7 @@ impl Cell {
         match self.roster.add(peer.clone(), member.clone(), self.now) {
             Added::Known => return,
             Added::Rotated => {
+                self.key_learned = Some(self.now);
                 let message = format!(
                     "node `{name}` has a new key, its {}. since the first",
                     member.key.generation
@@ -448,7 +452,10 @@ impl Cell {
             return;
         }
         self.connected.insert(peer.clone());
-        if let Some(left) = self.announces.checked_sub(1) {
+        // Whoever answers already needs no introduction: a member that goes over to a new key connects with all of them anew, and
+        // each introduction is answered with up to 16 KiB of members. One that was restarted introduces itself.
+        let is_new = !self.membership.is_up(&peer);
+        if let Some(left) = self.announces.checked_sub(1).filter(|_| is_new) {
             self.announces = left;
             let effects = self.membership.announce(self.now, &peer);
             self.carry_out(effects);
@@ -582,7 +589,7 @@ impl Cell {
     }
 
     pub(crate) fn send_members(&mut self, to: &PeerId, wanted: &BTreeSet<PeerId>) {
-        let known = self.roster.all().filter(|(peer, _)| wanted.contains(*peer));
+        let known = wanted.iter().filter_map(|peer| self.roster.info(peer));
         let members: Vec<_> = known.map(|(peer, info)| (peer.clone(), info.clone())).collect();
         // A few at a time: credentials are of unknown size, at most 40 KiB.
         for some in members.chunks(16) {

@@ -12,12 +12,14 @@ use crate::sync::MAX_LIST;
 use crate::wire::Message;
 use beemesh_ids::PeerId;
 use beemesh_joinpack_format::{Envelope, ReleaseEntry, Standing, limits};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// Standing orders that are handed on, at most: as many as are held.
 pub const MAX_ORDERS: usize = limits::STANDING;
 /// Longest order, in bytes.
 pub const MAX_ORDER: usize = limits::ORDER_LIMIT;
+/// Keys come no more when none was learned for so long, in milliseconds.
+const CALM_MS: u64 = 1000;
 
 impl OrderNews {
     /// What `standing` says.
@@ -53,30 +55,44 @@ impl From<&ReleaseEntry> for Release {
 impl Cell {
     /// A member knows other keys: it hears which ones this node knows.
     pub(crate) fn on_key_digest(&mut self, from: &PeerId, theirs: u64) {
-        if theirs != self.roster.key_digest() && self.may_exchange(from, "keys") {
+        if theirs != self.roster.key_digest() && self.may_exchange_keys(from) {
             let keys = self.roster.generations().take(MAX_LIST).collect();
             self.send(from, Message::Keys(keys));
         }
     }
 
+    /// While all members rotate, each connection brings a key, and no two nodes know the same ones for a moment: a list would say
+    /// what the next connections say, so only one is exchanged in [`CALM_MS`]. Once keys have ceased to come, or if they never
+    /// do, what was missed is made good as fast as everything else.
+    fn may_exchange_keys(&mut self, from: &PeerId) -> bool {
+        let is_calm = self
+            .key_learned
+            .is_none_or(|learned| self.now.since(learned) >= CALM_MS);
+        let me = self.config.me.clone();
+        (is_calm || self.may_ask(&me, "keys", CALM_MS)) && self.may_exchange(from, "keys")
+    }
+
     /// What a member knows of keys: it gets the credentials of later ones, and is asked for those that it has.
-    pub(crate) fn on_keys(&mut self, from: &PeerId, theirs: Vec<(PeerId, u32)>) {
-        let theirs: BTreeMap<PeerId, u32> = theirs.into_iter().take(MAX_LIST).collect();
-        let mine: BTreeMap<PeerId, u32> = self.roster.generations().collect();
-        let later = |of: &BTreeMap<PeerId, u32>, than: &BTreeMap<PeerId, u32>| -> BTreeSet<PeerId> {
-            let later = of
-                .iter()
-                .filter(|(peer, generation)| than.get(*peer).is_none_or(|known| known < *generation));
-            later.map(|(peer, _)| peer.clone()).collect()
+    pub(crate) fn on_keys(&mut self, from: &PeerId, mut theirs: Vec<(PeerId, u32)>) {
+        theirs.truncate(MAX_LIST);
+        theirs.sort_unstable();
+        let later = theirs.iter().filter(|(peer, generation)| {
+            let known = self.roster.generation(peer);
+            known.is_some_and(|known| known < *generation)
+        });
+        let wanted: BTreeSet<PeerId> = later.map(|(peer, _)| peer.clone()).collect();
+        let is_later = |(peer, generation): &(PeerId, u32)| {
+            // Of a member that stands there twice, the latest.
+            let after = theirs.partition_point(|(other, _)| other <= peer);
+            let known = after.checked_sub(1).and_then(|at| theirs.get(at));
+            !known.is_some_and(|(other, known)| other == peer && known >= generation)
         };
-        let wanted: Vec<PeerId> = later(&theirs, &mine)
-            .into_iter()
-            .filter(|peer| self.roster.generation(peer).is_some())
-            .collect();
+        let lacks = self.roster.generations().filter(is_later);
+        let lacks: BTreeSet<PeerId> = lacks.map(|(peer, _)| peer).collect();
         if !wanted.is_empty() {
-            self.send(from, Message::MembersWanted(wanted));
+            self.send(from, Message::MembersWanted(wanted.into_iter().collect()));
         }
-        self.send_members(from, &later(&mine, &theirs));
+        self.send_members(from, &lacks);
     }
 
     /// The driver knows other orders than before: the others hear them.
@@ -260,6 +276,54 @@ mod tests {
         assert_eq!(cells[1].roster.generation(&peer(3)), Some(2));
         let [one, two] = cells.each_mut().map(|cell| cell.roster.key_digest());
         assert_eq!(one, two);
+    }
+
+    #[test]
+    fn while_keys_come_one_list_is_exchanged_a_second_and_then_as_many_as_of_anything() {
+        let others: Vec<u8> = (2..60).collect();
+        let mut cell = cell(1, &others);
+        // Lists that heartbeats with another digest draw in 100 ms, one heartbeat every 2 ms.
+        let mut seq = 0;
+        let mut lists = |cell: &mut Cell, from_ms: u64| {
+            let mut lists = 0;
+            for ms in (0..100).step_by(2) {
+                seq += 1;
+                let heartbeat = crate::wire::Heartbeat {
+                    generation: 1,
+                    yours: 0,
+                    seq,
+                    version: 0,
+                    roster: cell.roster.digest(),
+                    changes: 0,
+                    revocations: 0,
+                    roots: 0,
+                    keys: 7,
+                    orders: 0,
+                    recovered: true,
+                    body: None,
+                };
+                let bytes = Message::Heartbeat(Box::new(heartbeat)).encode().unwrap();
+                let from = peer(2 + (ms / 2) as u8);
+                let commands = cell.step(Millis(from_ms + ms), Event::Message { from, bytes });
+                let is_list = |command: &&Command| match command {
+                    Command::Send { bytes, .. } => matches!(Message::decode(bytes), Ok(Message::Keys(_))),
+                    _ => false,
+                };
+                lists += commands.iter().filter(is_list).count();
+            }
+            lists
+        };
+        let rotated = |n: u8| Event::Member {
+            peer: peer(n),
+            member: info(n, 1),
+        };
+        assert_eq!(lists(&mut cell, 1_000), 4, "nobody rotates");
+        cell.step(Millis(2_000), rotated(3));
+        assert_eq!(lists(&mut cell, 2_010), 1);
+        cell.step(Millis(2_500), rotated(4));
+        assert_eq!(lists(&mut cell, 2_510), 0);
+        assert_eq!(lists(&mut cell, 3_100), 1, "but once a second");
+        assert_eq!(lists(&mut cell, 3_600), 4, "nobody rotates any more");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use std::time::Duration;
 /// names hundreds.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Life {
+    #[serde(with = "key_bytes")]
     key: [u8; 32],
     generation: u64,
 }
@@ -23,6 +24,21 @@ pub(crate) struct Life {
 impl Life {
     fn peer(&self) -> PeerId {
         PeerId::from_ed25519(&self.key)
+    }
+}
+
+/// A key as one string of bytes: as a list of numbers each byte of hundreds of keys in a datagram would be a step of its own.
+mod key_bytes {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(key: &[u8; 32], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(key)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 32], D::Error> {
+        let bytes: &[u8] = Deserialize::deserialize(deserializer)?;
+        let key = bytes.try_into();
+        key.map_err(|_| D::Error::invalid_length(bytes.len(), &"a key of 32 bytes"))
     }
 }
 
@@ -77,6 +93,7 @@ struct Collected {
     sends: Vec<(Life, Vec<u8>)>,
     timers: Vec<(Duration, Timer<Life>)>,
     changes: Vec<(Life, bool)>,
+    renewed: Vec<Life>,
 }
 
 impl Runtime<Life> for &mut Collected {
@@ -84,6 +101,7 @@ impl Runtime<Life> for &mut Collected {
         match notification {
             Notification::MemberUp(life) => self.changes.push((life.clone(), true)),
             Notification::MemberDown(life) => self.changes.push((life.clone(), false)),
+            Notification::Rename(_, life) => self.renewed.push(life.clone()),
             _ => {}
         }
     }
@@ -104,6 +122,8 @@ pub(crate) struct Membership {
     timers: BTreeMap<(Millis, u64), Timer<Life>>,
     submitted: u64,
     liveness: BTreeMap<PeerId, Liveness>,
+    /// Of the lives that SWIM has told of: each heartbeat names one, and SWIM looks for it among all.
+    generations: BTreeMap<PeerId, u64>,
     last: Millis,
     stall_ms: u64,
     /// Datagrams that foca refused.
@@ -128,6 +148,7 @@ impl Membership {
             timers: BTreeMap::new(),
             submitted: 0,
             liveness: BTreeMap::new(),
+            generations: BTreeMap::new(),
             last: now,
             stall_ms: tuning.stall_ms,
             refused: 0,
@@ -164,6 +185,10 @@ impl Membership {
 
     /// Generation of a peer as far as SWIM knows it; 0 where it does not.
     pub(crate) fn known_generation(&self, peer: &PeerId) -> u64 {
+        // SWIM tells of each member that comes alive and of each later life, and forgets none.
+        if let Some(generation) = self.generations.get(peer) {
+            return *generation;
+        }
         let key = peer.to_ed25519();
         let mut lives = self
             .foca
@@ -248,9 +273,13 @@ impl Membership {
             let after = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
             self.timers.insert((now.after(after), self.submitted), timer);
         }
+        for life in collected.renewed {
+            self.generations.insert(life.peer(), life.generation);
+        }
         for (life, up) in collected.changes {
             let state = if up { Liveness::Up } else { Liveness::Down(now) };
             let peer = life.peer();
+            self.generations.insert(peer.clone(), life.generation);
             let before = self.liveness.insert(peer.clone(), state);
             match (before, up) {
                 (Some(Liveness::Up), true) | (Some(Liveness::Down(_)), false) => {}
@@ -355,6 +384,37 @@ mod tests {
         // Both stop for half a minute (a paused machine), then go on.
         run(&mut a, &mut b, 35_000, 45_000, 100, false);
         assert!(a.is_up(&peer(2)) && b.is_up(&peer(1)));
+    }
+
+    #[test]
+    fn generation_of_a_later_life_is_known_at_once_and_that_of_a_dead_one_is_kept() {
+        let (mut a, mut b) = pair();
+        run(&mut a, &mut b, 0, 5000, 100, false);
+        let by_foca = |a: &Membership| {
+            let key = peer(2).to_ed25519();
+            let mut lives = a.foca.iter_membership_state();
+            lives
+                .find(|member| member.id().key == key)
+                .map(|member| member.id().generation)
+        };
+        assert_eq!(a.known_generation(&peer(2)), RENEWALS);
+        assert_eq!(a.known_generation(&peer(3)), 0, "nobody");
+        let mut again = Membership::new(peer(2), 3, 9, &Tuning::default(), Millis(5000));
+        let mut pending = again.announce(Millis(5000), &peer(1));
+        while let Some(effect) = pending.pop() {
+            match effect {
+                SwimEffect::Send(to, data) if to == peer(1) => {
+                    pending.extend(a.receive(Millis(5000), &data));
+                }
+                SwimEffect::Send(_, data) => pending.extend(again.receive(Millis(5000), &data)),
+                _ => {}
+            }
+        }
+        assert_eq!(a.known_generation(&peer(2)), 3 * RENEWALS);
+        assert_eq!(by_foca(&a), Some(3 * RENEWALS));
+        run(&mut a, &mut again, 5100, 11_000, 100, true);
+        assert!(matches!(a.liveness(&peer(2), Millis(0)), Liveness::Down(_)));
+        assert_eq!(a.known_generation(&peer(2)), by_foca(&a).unwrap());
     }
 
     #[test]

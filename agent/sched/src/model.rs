@@ -474,7 +474,7 @@ pub struct Persisted {
     /// [`Record::Change`] by workload.
     pub changes: Vec<(Change, Vec<u8>)>,
     /// [`Record::Member`] by peer.
-    pub members: Vec<(PeerId, MemberInfo)>,
+    pub members: BTreeMap<PeerId, MemberInfo>,
     /// [`Record::Baseline`] by peer.
     #[serde(default)]
     pub baselines: Vec<(PeerId, Baseline)>,
@@ -507,10 +507,9 @@ impl Persisted {
                     None => self.changes.push((change, envelope)),
                 }
             }
-            Record::Member(peer, member) => match self.members.iter_mut().find(|(old, _)| *old == peer) {
-                Some(old) => old.1 = member,
-                None => self.members.push((peer, member)),
-            },
+            Record::Member(peer, member) => {
+                self.members.insert(peer, member);
+            }
             Record::Baseline(peer, baseline) => {
                 match self.baselines.iter_mut().find(|(old, _)| *old == peer) {
                     Some(old) => old.1 = baseline,

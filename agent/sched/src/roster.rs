@@ -11,6 +11,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Most members, quarantined ones included.
 pub const MAX_MEMBERS: usize = beemesh_joinpack_format::limits::MEMBERS;
 
+/// Of so many members of the greatest weight one is up, but for a cell that has just been switched on or has lost most of them.
+const LIKELY: usize = 4;
+
 pub(crate) struct Entry {
     pub(crate) info: MemberInfo,
     hash: u64,
@@ -19,14 +22,19 @@ pub(crate) struct Entry {
     revoked: bool,
 }
 
+/// What a member's key adds to the digest of all keys.
+fn key_term(peer: &PeerId, generation: u32) -> u64 {
+    digest64(&[b"key", peer.as_str().as_bytes(), &generation.to_be_bytes()])
+}
+
 #[derive(Default)]
 pub(crate) struct Roster {
     entries: BTreeMap<PeerId, Entry>,
     /// Members that show a voucher, by voucher.
     vouchers: BTreeMap<String, usize>,
     digest: u64,
-    /// Made when it is asked for: a thousand members may rotate in a few seconds.
-    key_digest: Option<u64>,
+    /// Members that have had more than one key: how many, and the sum of [`key_term`] of each.
+    rotated: (usize, u64),
     revoked_nodes: BTreeSet<PeerId>,
     revoked_vouchers: BTreeSet<String>,
 }
@@ -59,8 +67,7 @@ impl Roster {
         let added = self.insert(peer, info, now);
         match added {
             Added::New { .. } => self.update_digest(),
-            Added::Rotated => self.key_digest = None,
-            Added::Known | Added::Full => {}
+            Added::Rotated | Added::Known | Added::Full => {}
         }
         added
     }
@@ -76,7 +83,9 @@ impl Roster {
                 return Added::Known;
             }
             if same && info.key.generation > 0 {
+                let generations = [known.info.key.generation, info.key.generation];
                 known.info = info;
+                self.count_key(&peer, generations);
                 return Added::Rotated;
             }
         } else if self.entries.len() >= MAX_MEMBERS {
@@ -92,14 +101,17 @@ impl Roster {
             quarantined: revoked,
             revoked,
         };
-        if let Some(old) = self.entries.remove(&peer)
-            && let Some(count) = self.vouchers.get_mut(&old.info.voucher_id)
-        {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                self.vouchers.remove(&old.info.voucher_id);
+        let mut before = 0;
+        if let Some(old) = self.entries.remove(&peer) {
+            before = old.info.key.generation;
+            if let Some(count) = self.vouchers.get_mut(&old.info.voucher_id) {
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    self.vouchers.remove(&old.info.voucher_id);
+                }
             }
         }
+        self.count_key(&peer, [before, entry.info.key.generation]);
         let shown = self.vouchers.entry(entry.info.voucher_id.clone()).or_default();
         *shown = shown.saturating_add(1);
         if !entry.info.voucher_id.is_empty() && *shown > 1 {
@@ -155,29 +167,29 @@ impl Roster {
                 })
                 .collect::<Vec<_>>(),
         );
-        self.key_digest = None;
     }
 
-    /// Digest of the keys of members that have had more than one; 0 where none has.
-    pub(crate) fn key_digest(&mut self) -> u64 {
-        if let Some(digest) = self.key_digest {
-            return digest;
+    /// Digest of the keys of members that have had more than one; 0 where none has. Kept up to date with each key, because it
+    /// is in every heartbeat: of a thousand members that rotate, each hears a thousand keys within seconds and speaks between
+    /// any two of them.
+    pub(crate) fn key_digest(&self) -> u64 {
+        match self.rotated {
+            (0, _) => 0,
+            (_, sum) => sum.max(1),
         }
-        let keys: Vec<Vec<u8>> = self
-            .generations()
-            .flat_map(|(peer, generation)| {
-                [
-                    peer.as_str().as_bytes().to_vec(),
-                    generation.to_be_bytes().to_vec(),
-                ]
-            })
-            .collect();
-        let digest = match keys.is_empty() {
-            true => 0,
-            false => digest64(&keys.iter().map(Vec::as_slice).collect::<Vec<_>>()),
-        };
-        self.key_digest = Some(digest);
-        digest
+    }
+
+    /// A member's generation was the first of the two, and is the second.
+    fn count_key(&mut self, peer: &PeerId, [before, now]: [u32; 2]) {
+        let (count, sum) = &mut self.rotated;
+        if before > 0 {
+            *count = count.saturating_sub(1);
+            *sum = sum.wrapping_sub(key_term(peer, before));
+        }
+        if now > 0 {
+            *count = count.saturating_add(1);
+            *sum = sum.wrapping_add(key_term(peer, now));
+        }
     }
 
     /// Members that have had more than one key, and how many before the present one.
@@ -214,6 +226,12 @@ impl Roster {
         self.entries.iter().filter(|(_, entry)| !entry.quarantined)
     }
 
+    /// A member, for handing on, quarantined or not.
+    pub(crate) fn info(&self, peer: &PeerId) -> Option<(&PeerId, &MemberInfo)> {
+        let (peer, entry) = self.entries.get_key_value(peer)?;
+        Some((peer, &entry.info))
+    }
+
     /// All members, for handing on.
     pub(crate) fn all(&self) -> impl Iterator<Item = (&PeerId, &MemberInfo)> {
         self.entries.iter().map(|(peer, entry)| (peer, &entry.info))
@@ -237,6 +255,12 @@ impl Roster {
 
     /// The first of those that `wanted` lets through.
     pub(crate) fn first(&self, thing: u64, wanted: impl Fn(&PeerId) -> bool) -> Option<PeerId> {
+        // Mostly it is one of the very first: asking about all thousand of them is what costs.
+        for peer in self.arbiters(thing, LIKELY) {
+            if wanted(&peer) {
+                return Some(peer);
+            }
+        }
         self.top(thing, 1, wanted).pop()
     }
 
@@ -251,6 +275,7 @@ impl Roster {
 mod tests {
     use super::*;
     use beemesh_agent_api::view::Assurance;
+    use proptest::prelude::*;
 
     fn peer(n: u16) -> PeerId {
         let mut key = [0; 32];
@@ -328,6 +353,36 @@ mod tests {
         };
         assert_eq!(digest(&[1, 2, 3]), digest(&[3, 1, 2]));
         assert_ne!(digest(&[1, 2, 3]), digest(&[1, 2]));
+    }
+
+    proptest! {
+        #[test]
+        fn key_digest_says_who_has_which_key_whatever_the_way_there(
+            news in prop::collection::vec((0..6u16, 0..4u32, 0..2u64), 0..40),
+            seed in any::<u64>(),
+        ) {
+            let rotated = |generation: u32, redeemed: u64| {
+                let mut info = info("", redeemed);
+                info.key.generation = generation;
+                info
+            };
+            let mut roster = Roster::default();
+            for (n, generation, redeemed) in news {
+                roster.add(peer(n), rotated(generation, redeemed), Millis(0));
+            }
+            // The same keys, heard at once and in another order.
+            let mut known: Vec<(PeerId, MemberInfo)> =
+                roster.all().map(|(peer, info)| (peer.clone(), info.clone())).collect();
+            known.sort_by_key(|(peer, _)| peer_hash(peer) ^ seed);
+            let mut other = Roster::of(known.clone(), Millis(0));
+            prop_assert_eq!(roster.key_digest(), other.key_digest());
+            prop_assert_eq!(roster.key_digest() == 0, roster.generations().next().is_none());
+            if let Some((peer, mut info)) = known.pop() {
+                info.key.generation += 1;
+                other.add(peer, info, Millis(0));
+                prop_assert_ne!(roster.key_digest(), other.key_digest());
+            }
+        }
     }
 
     #[test]

@@ -57,7 +57,7 @@ fn joinpack(data: &[u8]) {
     let manifest = pack.manifest();
     assert!(data.len() <= limits::MANIFEST_LIMIT);
     assert_eq!(manifest.check(), Ok(()));
-    assert!(manifest.nodes.len() <= limits::NODES && manifest.roster_size as usize <= limits::NODES);
+    assert!(manifest.nodes.len() <= limits::NODES && manifest.roster_size as usize <= limits::MEMBERS);
     assert_eq!(pack.vouchers().len(), manifest.vouchers.len());
     assert!(pack.revocations().envelopes().count() <= limits::SNAPSHOTS);
     let signed = manifest.sign(&[&key("enrolment-1")]);

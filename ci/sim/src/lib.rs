@@ -1,13 +1,15 @@
 //! Cells of up to a thousand nodes on the shipped state machine, under one virtual clock.
 //!
 //! [`World`] drives [`beemesh_agent_sched::Cell`] through its public interface alone and executes its commands as a driver
-//! would; revocations are real signed snapshots, judged by `usb-joinpack/format`, and keys are rotated by the steps of `agent/identity`. Nothing of the product is written twice
-//! here. [`scenario`] plays what was promised and measures it. Invariant: two worlds with the same seed and the same calls are
+//! would; revocations are real signed snapshots, judged by `usb-joinpack/format`, and keys are rotated by the steps of
+//! `agent/identity`. Nothing of the product is written twice here. [`scenario`] plays what was promised and measures it; [`costs`]
+//! measures what signatures and connections cost this machine, for what the worlds count of it. Invariant: two worlds with the same seed and the same calls are
 //! equal, to the last message.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod authority;
+pub mod costs;
 mod invariants;
 mod manifest;
 mod network;

@@ -3,8 +3,8 @@
 //! Ends with 1 where a promise was missed or an invariant did not hold, and says the command that plays that seed again.
 
 use anyhow::{Context as _, Result, bail};
-use beemesh_ci_sim::Delays;
 use beemesh_ci_sim::scenario::{Outcome, Scenario};
+use beemesh_ci_sim::{Delays, costs};
 use clap::Parser;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -25,6 +25,9 @@ struct Options {
     /// One scenario alone: revocation, rotation, change, placement, partition, half, faults
     #[arg(long, value_parser = scenario)]
     only: Option<Scenario>,
+    /// Play nothing: time the verification of signatures and the connections of nodes on this machine
+    #[arg(long)]
+    costs: bool,
     /// Write every outcome to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -39,6 +42,10 @@ fn scenario(name: &str) -> Result<Scenario, String> {
 
 fn main() -> Result<()> {
     let options = Options::parse();
+    if options.costs {
+        show_costs();
+        return Ok(());
+    }
     let nodes = usize::from(options.nodes);
     let (mut outcomes, mut broken) = (Vec::new(), 0);
     println!(
@@ -76,6 +83,23 @@ fn main() -> Result<()> {
         bail!("{broken} runs missed a promise or broke an invariant");
     }
     Ok(())
+}
+
+fn show_costs() {
+    println!(
+        "{:<54}{:>10}{:>10}{:>10}{:>10}",
+        "microseconds", "median", "least", "greatest", "counted"
+    );
+    for cost in costs::measure() {
+        let (least, greatest) = cost.range_us;
+        let counted = cost
+            .counted_us
+            .map_or_else(|| "-".to_owned(), |us| us.to_string());
+        println!(
+            "{:<54}{:>10.0}{least:>10.0}{greatest:>10.0}{counted:>10}",
+            cost.what, cost.median_us
+        );
+    }
 }
 
 fn show(outcome: &Outcome, real_s: f64) {

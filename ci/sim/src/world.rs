@@ -2,7 +2,11 @@
 //!
 //! Messages may overtake each other. After every command the invariants of `agent/sched/SPEC.md` are checked.
 
+mod clock;
+mod commands;
 mod keys;
+mod links;
+mod power;
 mod records;
 mod view;
 
@@ -12,18 +16,15 @@ use crate::manifest::Wish;
 use crate::network::Network;
 use crate::traffic::Traffic;
 use beemesh_agent_api::Change;
-use beemesh_agent_api::shim::Phase;
 use beemesh_agent_api::view::Assurance;
 use beemesh_agent_identity::rotation::Event as Step;
-use beemesh_agent_sched::{
-    Capacity, Cell, CellConfig, Command, Event, Key, MemberInfo, Millis, Persisted, PodReport, Record,
-    RecoveredPod, Stamp, Tuning,
-};
+use beemesh_agent_sched::{Capacity, Cell, Event, Key, MemberInfo, Persisted, Stamp, Tuning};
 use beemesh_firmware_measure::fake::FakeChip;
 use beemesh_ids::{Digest, PeerId};
 use beemesh_joinpack_format::{RevocationSet, Standing};
 pub use keys::Keys;
-use rand::{RngExt, SeedableRng, rngs::SmallRng};
+pub(crate) use keys::{HANDSHAKE_US, VERIFY_US};
+use rand::{SeedableRng, rngs::SmallRng};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 /// Events for people that are remembered; all are counted.
@@ -261,7 +262,7 @@ impl World {
             let host = &self.nodes[admitter];
             let known = (host.peer.clone(), host.member.clone());
             let node = &mut self.nodes[n];
-            node.persisted.members.push(known);
+            node.persisted.members.insert(known.0, known.1);
             let newcomer = What::Member(node.peer.clone(), node.member.clone());
             self.push(admitter, 1, newcomer);
         }
@@ -329,427 +330,11 @@ impl World {
         n
     }
 
-    /// Switches a machine on, or starts its agent again.
-    pub fn boot(&mut self, n: usize) {
-        let seed = self.rng.random();
-        let offset = self.rng.random_range(0..500);
-        let node = &mut self.nodes[n];
-        assert!(node.cell.is_none());
-        node.powered = true;
-        node.life += 1;
-        // A monotonic clock begins anew with each machine; nothing may depend on its value.
-        node.clock_zero = self.now.saturating_sub(offset);
-        let config = CellConfig {
-            me: node.peer.clone(),
-            member: node.member.clone(),
-            seed,
-            tuning: self.tuning.clone(),
-        };
-        let mut persisted = node.persisted.clone();
-        persisted.members.extend(self.founders.iter().cloned());
-        node.cell = Some(Cell::new(config, persisted, Millis(offset)));
-        for pod in node.pods.values_mut().filter(|pod| pod.stamp.leased) {
-            pod.uncounted_until = self.now + self.tuning.fence_ms + 500;
-        }
-        let (capacity, pods) = (node.capacity.clone(), node.pods.clone());
-        let pods = pods.into_iter().map(|(pod_id, pod)| RecoveredPod {
-            pod_id,
-            workload: pod.key.0,
-            ordinal: pod.key.1,
-            stamp: pod.stamp,
-        });
-        let pods: Vec<_> = pods.collect();
-        let ids: Vec<String> = pods.iter().map(|pod| pod.pod_id.clone()).collect();
-        self.step(n, Event::Capacity(capacity));
-        self.step(n, Event::Recovered { pods });
-        let news = self.revocation_news(n);
-        self.step(n, Event::Revocations(news));
-        let orders = self.order_news(n);
-        self.step(n, Event::Orders(orders));
-        self.resume_keys(n);
-        for id in ids {
-            self.push(n, 20, What::PodRuns(id));
-        }
-        let first = self.rng.random_range(1..=100);
-        self.push(n, first, What::Tick);
-        for other in 0..self.nodes.len() {
-            self.link(n, other);
-        }
-    }
-
-    /// Pulls the plug.
-    pub fn kill(&mut self, n: usize) {
-        self.invariants.failed = true;
-        self.stop_agent(n);
-        let node = &mut self.nodes[n];
-        node.powered = false;
-        node.pods.clear();
-    }
-
-    /// Ends the agent; its pods run on.
-    pub fn stop_agent(&mut self, n: usize) {
-        self.nodes[n].cell = None;
-        self.nodes[n].life += 1;
-        self.nodes[n].connected.clear();
-        for other in 0..self.nodes.len() {
-            if self.nodes[other].connected.contains(&n) {
-                let after = self.rng.random_range(50..6000);
-                self.push(other, after, What::Disconnect(n));
-            }
-        }
-    }
-
-    /// A machine stands still for a while: it reads its queue later.
-    pub fn pause(&mut self, n: usize, ms: u64) {
-        self.invariants.failed = true;
-        self.nodes[n].paused_until = self.now + ms;
-    }
-
-    /// Cuts the network: nodes reach only those of the same side.
-    pub fn partition(&mut self, sides: &[u32]) {
-        self.invariants.failed = true;
-        for (node, side) in self.nodes.iter_mut().zip(sides) {
-            node.side = *side;
-        }
-        for a in 0..self.nodes.len() {
-            for b in 0..self.nodes.len() {
-                if self.nodes[a].side != self.nodes[b].side && self.nodes[a].connected.contains(&b) {
-                    let after = self.rng.random_range(1000..10_000);
-                    self.push(a, after, What::Disconnect(b));
-                }
-            }
-        }
-    }
-
-    /// Puts the network together again.
-    pub fn heal(&mut self) {
-        for node in &mut self.nodes {
-            node.side = 0;
-        }
-        for a in 0..self.nodes.len() {
-            for b in 0..a {
-                self.link(a, b);
-            }
-        }
-    }
-
-    fn link(&mut self, a: usize, b: usize) {
-        if a != b && self.reachable(a, b) {
-            let after = self.rng.random_range(20..300);
-            self.push(a, after, What::Connect(b));
-            self.push(b, after, What::Connect(a));
-        }
-    }
-
-    fn reachable(&self, a: usize, b: usize) -> bool {
-        let (a, b) = (&self.nodes[a], &self.nodes[b]);
-        a.cell.is_some() && b.cell.is_some() && a.side == b.side
-    }
-
     /// An operator hands a change to node `n`.
     pub fn change(&mut self, n: usize, spec: Wish) {
         self.ulid += 1;
         let change = spec.into_change(self.ulid);
         let envelope = serde_json::to_vec(&change).unwrap();
         self.step(n, Event::Change { change, envelope });
-    }
-
-    /// Lets `ms` pass.
-    pub fn run(&mut self, ms: u64) {
-        let until = self.now + ms;
-        while let Some(mut entry) = self.queue.first_entry() {
-            let at = *entry.key();
-            if at > until {
-                break;
-            }
-            self.now = self.now.max(at);
-            match entry.get_mut().pop_front() {
-                Some((n, life, what)) => self.happen(n, life, what),
-                None => drop(entry.remove()),
-            }
-        }
-        self.now = until;
-    }
-
-    /// Lets time pass until `done`, at most `ms`; how long it took.
-    pub fn run_until(&mut self, ms: u64, mut done: impl FnMut(&Self) -> bool) -> Option<u64> {
-        let began = self.now;
-        while self.now < began + ms {
-            if done(self) {
-                return Some(self.now - began);
-            }
-            self.run(10);
-        }
-        done(self).then_some(self.now - began)
-    }
-
-    fn push(&mut self, n: usize, after: u64, what: What) {
-        let life = self.nodes[n].life;
-        self.enqueue(after, n, life, what);
-    }
-
-    fn enqueue(&mut self, after: u64, n: usize, life: u64, what: What) {
-        let at = self.queue.entry(self.now + after).or_default();
-        at.push_back((n, life, what));
-    }
-
-    fn happen(&mut self, n: usize, life: u64, what: What) {
-        if self.nodes[n].paused_until > self.now {
-            // A paused machine reads its queue later.
-            let after = self.nodes[n].paused_until - self.now;
-            self.enqueue(after, n, life, what);
-            return;
-        }
-        let of_machine = matches!(what, What::PodRuns(_) | What::PodGone(_));
-        if !of_machine && (self.nodes[n].cell.is_none() || self.nodes[n].life != life) {
-            return;
-        }
-        match what {
-            What::Tick => {
-                self.step(n, Event::Tick);
-                self.tick_keys(n);
-                let (longest, often) = self.network.hiccup;
-                if self.rng.random_range(0..1000) < often {
-                    self.nodes[n].paused_until = self.now + self.rng.random_range(1..=longest);
-                }
-                self.push(n, 100, What::Tick);
-            }
-            What::Deliver {
-                from,
-                from_life,
-                bytes,
-            } => {
-                // A connection does not outlive its ends.
-                if self.nodes[from].life == from_life
-                    && self.reachable(n, from)
-                    && self.nodes[n].connected.contains(&from)
-                {
-                    let from = self.nodes[from].peer.clone();
-                    self.step(n, Event::Message { from, bytes });
-                }
-            }
-            What::Connect(other) => {
-                let (peer, member) = (self.nodes[other].peer.clone(), self.nodes[other].member.clone());
-                if self.reachable(n, other) && !self.nodes[n].refused.contains(&peer) {
-                    if self.network.handshake {
-                        self.step(
-                            n,
-                            Event::Member {
-                                peer: peer.clone(),
-                                member,
-                            },
-                        );
-                    }
-                    if !self.nodes[n].refused.contains(&peer) {
-                        self.nodes[n].connected.insert(other);
-                        self.step(n, Event::Connected { peer });
-                    }
-                }
-            }
-            What::Disconnect(other) => {
-                if !self.reachable(n, other) && self.nodes[n].connected.remove(&other) {
-                    let peer = self.nodes[other].peer.clone();
-                    self.step(n, Event::Disconnected { peer });
-                }
-            }
-            What::Verified(change, envelope) => self.step(n, Event::Change { change, envelope }),
-            What::Member(peer, member) => self.step(n, Event::Member { peer, member }),
-            What::Revocations(envelope) => self.learn_revocations(n, &envelope),
-            What::Order(envelope) => self.learn_order(n, &envelope),
-            What::Roots(documents) => self.learn_roots(n, documents),
-            What::Key(step) => self.key_done(n, step),
-            What::Reached(other) => self.reached(n, other),
-            What::Attested(peer, round) => {
-                let report = self.ask(n, &peer);
-                self.step(n, Event::Attested { peer, round, report });
-            }
-            What::PodRuns(pod_id) => {
-                if self.nodes[n].pods.get(&pod_id).is_some_and(|pod| !pod.stopping)
-                    && self.nodes[n].cell.is_some()
-                {
-                    let state = PodReport {
-                        phase: Phase::Running,
-                        ready: true,
-                        start_ms: Some(1),
-                        ..PodReport::default()
-                    };
-                    self.step(n, Event::Pod { pod_id, state });
-                }
-            }
-            What::PodGone(pod_id) => {
-                if self.nodes[n].pods.remove(&pod_id).is_some() && self.nodes[n].cell.is_some() {
-                    self.step(n, Event::PodGone { pod_id });
-                }
-            }
-        }
-    }
-
-    fn step(&mut self, n: usize, event: Event) {
-        let local = Millis(self.now - self.nodes[n].clock_zero);
-        let Some(cell) = self.nodes[n].cell.as_mut() else {
-            return;
-        };
-        let commands = cell.step(local, event);
-        self.mix_bytes(&self.now.to_be_bytes());
-        self.mix_bytes(&[n.to_be_bytes(), commands.len().to_be_bytes()].concat());
-        for command in commands {
-            self.execute(n, local, command);
-        }
-    }
-
-    fn mix(&mut self, what: &impl std::fmt::Debug) {
-        self.mix_bytes(format!("{what:?}").as_bytes());
-    }
-
-    fn mix_bytes(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.trace = (self.trace ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-
-    /// Milliseconds until a message of so many bytes arrives, once it has been sent.
-    fn delay(&mut self, n: usize, bytes: usize) -> u64 {
-        let Network {
-            min_ms,
-            max_ms,
-            tail: (longest, slow),
-            bandwidth,
-            ..
-        } = self.network;
-        let mut after = self.rng.random_range(min_ms..=max_ms);
-        if slow > 0 && self.rng.random_range(0..1000) < slow {
-            after = self.rng.random_range(after..=longest.max(after));
-        }
-        let node = &mut self.nodes[n];
-        if let Some(needs) = (bytes as u64 * 1000).checked_div(bandwidth) {
-            node.sends_until = node.sends_until.max(self.now * 1000) + needs;
-            after += (node.sends_until / 1000).saturating_sub(self.now);
-        }
-        after
-    }
-
-    fn execute(&mut self, n: usize, local: Millis, command: Command) {
-        match command {
-            Command::Send { to, bytes } => {
-                self.traffic.count(n, &bytes);
-                self.invariants.message(&bytes);
-                self.mix_bytes(&bytes.len().to_be_bytes());
-                let to = *self.by_peer.get(&to).expect("sent to nobody");
-                if self.rng.random_range(0..1000) < self.network.lost
-                    || !self.nodes[n].connected.contains(&to)
-                {
-                    return;
-                }
-                let weight = bytes.len() + self.credentials_in(n, &bytes);
-                let after = self.delay(n, weight);
-                let from_life = self.nodes[n].life;
-                self.push(
-                    to,
-                    after,
-                    What::Deliver {
-                        from: n,
-                        from_life,
-                        bytes,
-                    },
-                );
-            }
-            Command::VerifyChange { envelope } => {
-                let change = serde_json::from_slice(&envelope).expect("only what was signed is handed on");
-                self.push(n, 1, What::Verified(change, envelope));
-            }
-            Command::VerifyMember { peer, credential } => {
-                let name = (peer, credential);
-                let member = self.credentials.get(&name).expect("no such member").clone();
-                let after = match self.with_keys {
-                    true => self.busy(n, 0, keys::VERIFY_US),
-                    false => 1,
-                };
-                self.push(n, after, What::Member(name.0, member));
-            }
-            Command::VerifyRevocations { envelope } => self.push(n, 1, What::Revocations(envelope)),
-            Command::VerifyRoots { documents } => self.push(n, 1, What::Roots(documents)),
-            Command::VerifyOrder { envelope } => self.push(n, 1, What::Order(envelope)),
-            Command::Attest { peer, round, .. } if self.attests => {
-                self.push(n, 50, What::Attested(peer, round))
-            }
-            // Nobody answers: that is asked rarely.
-            Command::Attest { .. } => {}
-            Command::Quarantine { peer, .. } | Command::Revoked { peer } => {
-                self.nodes[n].refused.insert(peer.clone());
-                if let Some(other) = self.by_peer.get(&peer) {
-                    self.nodes[n].connected.remove(other);
-                }
-            }
-            Command::Start {
-                pod_id,
-                workload,
-                ordinal,
-                stamp,
-                accepted_at,
-                ..
-            } => {
-                let token = stamp.token;
-                let key = (workload, ordinal);
-                let after_ms = local.since(accepted_at);
-                self.mix(&(&pod_id, &key, token));
-                self.starts.push(Started {
-                    at: self.now,
-                    node: n,
-                    key: key.clone(),
-                    token,
-                    after_ms,
-                });
-                let pod = SimPod {
-                    key: key.clone(),
-                    stamp,
-                    uncounted_until: 0,
-                    stopping: false,
-                };
-                assert!(
-                    self.nodes[n].pods.insert(pod_id.clone(), pod).is_none(),
-                    "pod id used twice"
-                );
-                self.push(n, self.start_ms, What::PodRuns(pod_id));
-                let now = self.now;
-                self.invariants.started(&self.nodes, n, &key, token, now);
-            }
-            Command::Stop { pod_id, .. } => {
-                if let Some(pod) = self.nodes[n].pods.get_mut(&pod_id)
-                    && !std::mem::replace(&mut pod.stopping, true)
-                {
-                    let after = self.rng.random_range(20..400);
-                    self.push(n, after, What::PodGone(pod_id));
-                }
-            }
-            Command::Persist(record) => {
-                self.mix(&record);
-                if let Record::Grant(grant) = &record {
-                    self.invariants.promised(n, grant);
-                }
-                if let Record::Member(peer, info) = &record
-                    && info.key.generation > 0
-                    && let Some(of) = self.by_peer.get(peer)
-                    && let Some(keys) = &mut self.nodes[n].keys
-                {
-                    keys.hear(*of, info.key.generation);
-                }
-                self.nodes[n].persisted.apply(record);
-            }
-            Command::Emit {
-                alarm,
-                reason,
-                object,
-                message,
-            } => {
-                *self.told.entry(reason).or_default() += 1;
-                if alarm && self.alarms.len() < EVENTS {
-                    self.alarms.push((n, message.clone()));
-                }
-                if self.events.len() == EVENTS {
-                    self.events.pop_front();
-                }
-                self.events.push_back((self.now, n, reason, object, message));
-            }
-        }
     }
 }

@@ -74,6 +74,9 @@ enum Command {
         /// One scenario alone: revocation, rotation, change, placement, partition, half, faults
         #[arg(long)]
         only: Option<String>,
+        /// Play nothing: time the verification of signatures and the connections of nodes on this machine
+        #[arg(long)]
+        costs: bool,
         /// Write every outcome to this file, from the root of the repository
         #[arg(long, value_name = "FILE")]
         json: Option<String>,
@@ -107,11 +110,13 @@ fn main() -> ExitCode {
             seeds,
             seed,
             only,
+            costs,
             json,
         } => {
             let [nodes, seeds, seed] = [u64::from(nodes), seeds, seed].map(|number| number.to_string());
             let mut line = vec!["--nodes", &nodes, "--seeds", &seeds, "--seed", &seed];
             line.extend(only.iter().flat_map(|only| ["--only", only]));
+            line.extend(costs.then_some("--costs"));
             line.extend(json.iter().flat_map(|file| ["--json", file]));
             sim(&line)
         }

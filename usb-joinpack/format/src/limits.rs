@@ -50,7 +50,7 @@ pub const ROOTS: usize = 1024;
 pub const KEYS: usize = 64;
 /// Parts of the scope of one operator's key.
 pub const SCOPE: usize = 32;
-/// Members of a cell, and nodes that one key order names: their ids fit into a document of [`DOCUMENT_LIMIT`].
+/// Members of a cell, as many as a manifest's roster size can say, and nodes that one key order names: their ids fit into a document of [`DOCUMENT_LIMIT`].
 pub const MEMBERS: usize = 1000;
 /// Length of the envelope of a key order in bytes: a payload of [`DOCUMENT_LIMIT`] in base64, and its signatures.
 pub const ORDER_LIMIT: usize = 96 * 1024;

@@ -37,7 +37,7 @@ pub struct Manifest {
     pub roots: Vec<Envelope>,
     /// Cell that the nodes join, a DNS label.
     pub cell: String,
-    /// Nodes that the cell will have, 1 to [`limits::NODES`].
+    /// Nodes that the cell will have, 1 to [`limits::MEMBERS`]; more than one pack may bring them.
     pub roster_size: u32,
     /// The nodes, at most [`limits::NODES`].
     pub nodes: Vec<NodeEntry>,
@@ -365,7 +365,7 @@ impl Manifest {
             return Err(Refusal::malformed(WHAT, "it expires before it is valid"));
         }
         let size = self.roster_size as usize;
-        if size == 0 || size > limits::NODES || size < self.nodes.len() {
+        if size == 0 || size > limits::MEMBERS || size < self.nodes.len() {
             return Err(Refusal::malformed(
                 WHAT,
                 format_args!("a roster of {size} for {} nodes", self.nodes.len()),

@@ -207,15 +207,23 @@ fn every_list_of_the_manifest_is_bounded() {
         "malformed"
     );
     assert_eq!(bend(|d| d.manifest.roster_size = 1), "malformed");
-    assert_eq!(bend(|d| d.manifest.roster_size = 513), "malformed");
+    assert_eq!(
+        bend(|d| d.manifest.roster_size = limits::MEMBERS as u32),
+        "accepted",
+        "a cell of 1000, in several packs"
+    );
+    assert_eq!(
+        bend(|d| d.manifest.roster_size = limits::MEMBERS as u32 + 1),
+        "malformed"
+    );
 }
 
 #[test]
-fn the_largest_cell_fits_into_one_pack() {
+fn as_many_nodes_as_a_pack_may_have_fit_into_it() {
     let mut draft = draft("shop", 1);
     let fabric = draft.manifest.fabric.clone();
     let name = |n: usize| format!("node-{n}");
-    draft.manifest.roster_size = limits::NODES as u32;
+    draft.manifest.roster_size = limits::MEMBERS as u32;
     draft.manifest.vouchers = (0..limits::NODES)
         .map(|n| {
             generator::voucher(
