@@ -1,7 +1,7 @@
 //! What the agent and a pod's shim say to each other.
 //!
-//! `beemesh-shim run --pod DIR` reads `DIR/plan.json` ([`PodPlan`]), unshares the pod's namespaces, then serves
-//! `DIR/shim.sock` (unix stream, mode 0600): one JSON [`Request`] a line in, one JSON [`Reply`] a line out. The shim
+//! `beemesh-shim run` unshares a pod's namespaces, says `waiting`, reads DIR, a line, from standard input and `DIR/plan.json` ([`PodPlan`]), writes
+//! what goes wrong to `DIR/shim.log`, then serves `DIR/shim.sock` (unix stream, mode 0600): one JSON [`Request`] a line in, one JSON [`Reply`] a line out. The shim
 //! outlives the agent; whoever connects later learns the whole state from [`Request::Status`]. It also writes each
 //! state to `DIR/status.json` (atomic rename), so that nothing is lost while no agent runs.
 

@@ -5,13 +5,14 @@
 use crate::pod::chain;
 use beemesh_agent_api::shim::{PodState, Reply, Request};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Take};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::process::Command;
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 /// Longest reply in bytes: a state has at most 16 containers, but each may tell a long error.
 pub const LINE_MOST: u64 = 1 << 20;
@@ -43,45 +44,94 @@ pub enum ShimError {
     Refused(String),
 }
 
-/// Starts the shim of the pod in `dir`; it listens when this returns, and outlives this process.
-pub async fn spawn(program: &Path, dir: &Path) -> Result<(), ShimError> {
-    let failed = |what: String| move |err: io::Error| ShimError::Start(format!("{what}: {}", chain(&err)));
-    let path = dir.join("shim.log");
-    let log = std::fs::File::create(&path).map_err(failed(format!("`{}`", path.display())))?;
-    let mut child = Command::new(program)
-        .arg("run")
-        .arg("--pod")
-        .arg(dir)
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(log)
-        .spawn()
-        .map_err(failed(format!("`{}`", program.display())))?;
-    let mut said = String::new();
-    if let Some(output) = child.stdout.take() {
-        let mut output = BufReader::new(output.take(LINE_MOST));
-        match tokio::time::timeout(START_TIMEOUT, output.read_line(&mut said)).await {
-            Ok(read) => drop(read.map_err(failed("its answer".into()))?),
+/// A shim that has no pod yet; it ends with this process, or when this is dropped.
+pub struct Waiting {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<Take<ChildStdout>>,
+}
+
+/// A shim whose namespaces are made.
+pub struct Prepared {
+    shim: Waiting,
+    /// Its process, whose namespaces are the pod's.
+    pub pid: i32,
+}
+
+impl Waiting {
+    /// Starts one.
+    pub fn start(program: &Path) -> Result<Self, ShimError> {
+        let failed = |reason: String| ShimError::Start(format!("`{}`: {reason}", program.display()));
+        let mut child = Command::new(program)
+            .arg("run")
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|err| failed(chain(&err)))?;
+        match (child.stdin.take(), child.stdout.take()) {
+            (Some(input), Some(output)) => Ok(Self {
+                child,
+                input,
+                output: BufReader::new(output.take(LINE_MOST)),
+            }),
+            _ => Err(failed("it has no pipes".into())),
+        }
+    }
+
+    /// Whether it still waits.
+    pub fn is_there(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Waits until it has made its namespaces.
+    pub async fn prepared(mut self) -> Result<Prepared, ShimError> {
+        let said = self.hear().await?;
+        match self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
+            Some(pid) if said == "waiting" => Ok(Prepared { shim: self, pid }),
+            _ if said.is_empty() => Err(ShimError::Start("it said nothing".into())),
+            _ => Err(ShimError::Start(said)),
+        }
+    }
+
+    /// The next line that it says, at most 2000 characters; empty where it has ended.
+    async fn hear(&mut self) -> Result<String, ShimError> {
+        let mut said = String::new();
+        match tokio::time::timeout(START_TIMEOUT, self.output.read_line(&mut said)).await {
+            Ok(Ok(_)) => Ok(said.trim().chars().take(2000).collect()),
+            Ok(Err(err)) => Err(ShimError::Start(chain(&err))),
             Err(_) => {
-                let _ = child.kill().await;
-                return Err(ShimError::Start("it took too long".into()));
+                let _ = self.child.kill().await;
+                Err(ShimError::Start("it took too long".into()))
             }
         }
     }
-    // Its parent as long as this process lives: someone has to collect the exit.
-    let waiting = tokio::spawn(async move { child.wait().await });
-    if said.trim() == "ready" {
-        return Ok(());
+}
+
+impl Prepared {
+    /// Gives it the pod in `dir`; it listens when this returns, and outlives this process.
+    pub async fn hold(self, dir: &Path) -> Result<(), ShimError> {
+        let mut shim = self.shim;
+        let line = [dir.as_os_str().as_bytes(), b"\n"].concat();
+        let told = shim.input.write_all(&line).await;
+        told.map_err(|err| ShimError::Start(chain(&err)))?;
+        let said = shim.hear().await?;
+        // Its parent as long as this process lives: someone has to collect the exit.
+        let mut child = shim.child;
+        let waiting = tokio::spawn(async move { child.wait().await });
+        if said == "ready" {
+            return Ok(());
+        }
+        let _ = tokio::time::timeout(Duration::from_secs(1), waiting).await;
+        let log = std::fs::read_to_string(dir.join("shim.log")).unwrap_or_default();
+        let last = log
+            .lines()
+            .last()
+            .unwrap_or("it said nothing")
+            .trim_start_matches("beemesh-shim: ");
+        Err(ShimError::Start(last.chars().take(2000).collect()))
     }
-    let _ = tokio::time::timeout(Duration::from_secs(1), waiting).await;
-    let log = std::fs::read_to_string(&path).unwrap_or_default();
-    let last = log
-        .lines()
-        .last()
-        .unwrap_or("it said nothing")
-        .trim_start_matches("beemesh-shim: ");
-    Err(ShimError::Start(last.chars().take(2000).collect()))
 }
 
 /// A connection.

@@ -33,6 +33,7 @@ impl ContainerRuntime {
             .map_err(|err| StartError::Full(chain(&err)))?;
         let pod = Arc::new(Pod::new(request(), inner.place(POD_ID), ip));
         let outcome = inner.run_to_end(&pod, folder, begun).await;
+        inner.prepare_shim();
         for error in inner.take_down(&pod).await {
             tracing::warn!(error, "clean-up after the self-test");
         }

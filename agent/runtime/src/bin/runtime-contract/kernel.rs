@@ -73,6 +73,9 @@ pub fn machine_claims() -> Vec<MachineClaim> {
         ("what_a_dead_pod_left_is_cleaned_by_recovery", |s, c| {
             Box::pin(cleaned(s, c))
         }),
+        ("a_shim_waits_for_the_next_pod_and_ends_with_the_agent", |s, c| {
+            Box::pin(shim_waits(s, c))
+        }),
         ("nothing_is_left_of_a_stopped_pod", |s, c| {
             Box::pin(nothing_left(s, c))
         }),
@@ -485,6 +488,88 @@ async fn taken_over(subject: Subject, config: RuntimeConfig) -> Outcome {
     stream.read_to_string(&mut answer).await.map_err(text)?;
     ensure(answer == "alive\n", || format!("the port says {answer:?}"))?;
     after.end(&id).await
+}
+
+async fn shim_waits(subject: Subject, config: RuntimeConfig) -> Outcome {
+    // An agent of its own, with threads that end.
+    let agent = tokio::task::spawn_blocking(move || {
+        let threads = tokio::runtime::Runtime::new().map_err(text)?;
+        let waited = threads.block_on(waited(subject.image, config));
+        drop(threads);
+        waited
+    });
+    let last = agent.await.map_err(text)??;
+    gone(last, "the shim that waits outlives the agent").await
+}
+
+/// Pods take the shim that waits, if it is alive. Returns one that no pod has taken.
+async fn waited(image: String, config: RuntimeConfig) -> Result<i32, String> {
+    // Until the one that waits for the other claims is there, if there will be one.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let mut others = shims()?;
+    let own = Subject {
+        runtime: Arc::new(ContainerRuntime::open(config).map_err(text)?),
+        image,
+    };
+    let first = own.script(STAY, RestartPolicy::Always).await?;
+    others.push(first.state.shim_pid);
+    let waits = waiting_shim(&others).await?;
+    let second = own.script(STAY, RestartPolicy::Always).await?;
+    ensure(second.state.shim_pid == waits, || {
+        format!("the pod has {}, not {waits} that waited", second.state.shim_pid)
+    })?;
+    others.push(waits);
+    let next = waiting_shim(&others).await?;
+    kill(next)?;
+    gone(next, "it cannot be killed").await?;
+    let third = own.script(STAY, RestartPolicy::Always).await?;
+    ensure(third.state.shim_pid != next, || "a dead shim was taken".into())?;
+    others.push(third.state.shim_pid);
+    for pod in [first, second, third] {
+        own.end(&pod.request.pod_id).await?;
+    }
+    waiting_shim(&others).await
+}
+
+/// The one shim that is not among `others`.
+async fn waiting_shim(others: &[i32]) -> Result<i32, String> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < deadline {
+        // A container's first process runs this program too, for a moment: whoever waits is there twice.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let before = shims()?;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let mut new = shims()?;
+        new.retain(|pid| before.contains(pid));
+        new.retain(|pid| !others.contains(pid));
+        if let [pid] = new[..] {
+            return Ok(pid);
+        }
+    }
+    Err("there is not one shim that waits".into())
+}
+
+/// Processes that run the shim's program.
+fn shims() -> Result<Vec<i32>, String> {
+    let all = std::fs::read_dir("/proc").map_err(text)?.flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_shim = |pid: &i32| {
+        let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        program.ends_with("beemesh-shim")
+    };
+    Ok(pids.filter(is_shim).collect())
+}
+
+async fn gone(pid: i32, otherwise: &str) -> Outcome {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < deadline {
+        // A zombie has no program.
+        if std::fs::read_link(format!("/proc/{pid}/exe")).is_err() {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Err(otherwise.into())
 }
 
 async fn shim_killed(subject: Subject, _config: RuntimeConfig) -> Outcome {
