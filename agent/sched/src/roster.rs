@@ -155,10 +155,10 @@ impl Roster {
     }
 
     fn update_digest(&mut self) {
+        // Who is revoked is left out: whoever joins after that never learns of it, and must agree with the others all the same.
+        let there = self.entries.iter().filter(|(_, entry)| !entry.revoked);
         self.digest = digest64(
-            &self
-                .entries
-                .iter()
+            &there
                 .flat_map(|(peer, entry)| {
                     [
                         peer.as_str().as_bytes(),
@@ -203,7 +203,7 @@ impl Roster {
         self.entries.get(peer).map(|entry| entry.info.key.generation)
     }
 
-    /// Digest of all members and of who is quarantined.
+    /// Digest of all members that are not revoked, and of who of them is quarantined.
     pub(crate) fn digest(&self) -> u64 {
         self.digest
     }
@@ -310,6 +310,25 @@ mod tests {
             );
             assert!(roster.contains(&peer(1)) && roster.is_quarantined(&peer(2)));
         }
+    }
+
+    #[test]
+    fn who_joins_after_a_revocation_agrees_with_those_who_knew_the_revoked() {
+        let roster = |members: &[u16], revoked: &[u16]| {
+            let members = members.iter().map(|n| (peer(*n), info(&format!("v{n}"), 1)));
+            let mut roster = Roster::of(members, Millis(0));
+            roster.revoke(revoked.iter().map(|n| peer(*n)).collect(), BTreeSet::new());
+            roster.digest()
+        };
+        // A driver hands no credential of a revoked node to the cell, and a node that was not there has heard of none.
+        assert_eq!(roster(&[1, 2, 3], &[1]), roster(&[2, 3], &[1]));
+        assert_eq!(roster(&[1, 2, 3], &[1]), roster(&[2, 3], &[]));
+        assert_ne!(roster(&[1, 2, 3], &[1]), roster(&[1, 2, 3], &[]), "it is out");
+        // Who is out by a copied stick still counts: members must agree about it.
+        let mut copied = Roster::of([(peer(2), info("v", 1)), (peer(3), info("v", 2))], Millis(0));
+        assert!(copied.is_quarantined(&peer(3)));
+        copied.revoke(BTreeSet::new(), BTreeSet::new());
+        assert_ne!(copied.digest(), roster(&[2], &[]));
     }
 
     #[test]

@@ -211,6 +211,24 @@ impl Airgap {
         expect_success(&format!("bmctl {}", arguments.join(" ")), &output)
     }
 
+    /// Keeps what each box has logged, for whoever looks for a cause: `system.json` beside its console. Boxes that do not
+    /// answer any more are left out.
+    pub fn keep_logs(&self) {
+        for (index, node) in self.site.nodes.iter().enumerate() {
+            let folder = self.folder().join(node.machine.name());
+            for (what, file) in [("logs", "system.json"), ("events", "events.json")] {
+                let arguments: &[&str] = match what {
+                    "logs" => &["logs", "--system", "-o", "json"],
+                    _ => &["events", "-o", "json"],
+                };
+                let said = self.site.ctl(index).and_then(|ctl| ctl.run(arguments));
+                if let Ok(output) = said {
+                    let _ = fs::write(folder.join(file), output.stdout);
+                }
+            }
+        }
+    }
+
     /// The site is switched off; it wakes when it is `day`.
     pub fn night(&mut self, day: u16, power_cut: bool) -> Result<()> {
         self.story.doing(&format!("the night before day {day}"));

@@ -30,6 +30,14 @@ fn main() -> ExitCode {
 fn week(days: u16) -> Result<()> {
     let plan = Plan::of(days);
     let mut site = Airgap::open(&plan)?;
+    let played = play(&mut site, &plan, days);
+    if played.is_err() {
+        site.keep_logs();
+    }
+    played
+}
+
+fn play(site: &mut Airgap, plan: &Plan, days: u16) -> Result<()> {
     site.join()?;
     site.deploy()?;
     for day in 1..=days {
