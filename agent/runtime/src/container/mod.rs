@@ -407,7 +407,7 @@ impl Inner {
         next.map_or_else(|| Waiting::start(&self.config.shim), Ok)
     }
 
-    /// Has a shim wait for the next pod, soon. To load the program and make the namespaces takes a fifth of a pod's start.
+    /// Has a shim wait for the next pod, soon: to load the program and to make the namespaces takes time, and needs no pod.
     fn prepare_shim(self: &Arc<Self>) {
         let inner = self.clone();
         tokio::spawn(async move {
